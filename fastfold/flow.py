@@ -7,6 +7,7 @@ __all__ = ['Value', 'Op', 'Flow', 'tensors_in', 'storage_of', 'version_of', 'fun
            'ExampleError', 'run', 'record']
 
 # %% ../nbs/01_flow.ipynb #d97474c8
+from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Callable, Iterator
@@ -18,7 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 from fastcore.basics import patch
 from .affine import FoldError
 
@@ -102,6 +103,7 @@ class Recorder:
     "Writes a `Flow` while a model runs"
     def __init__(self, model:nn.Module):
         self.flow,self.values,self.where = Flow(),WeakTensorKeyDictionary(),''
+        self.sharing = defaultdict(list) # storage -> tensors on it
         self.op:Op|None = None # The call that is running
         self.before:list[tuple[Tensor,int]] = [] # What it reads, with versions from before
         self.names = {m:n for n,m in model.named_modules()}
@@ -110,9 +112,11 @@ class Recorder:
 
     def value(self, t:Tensor, producer:Op|None=None) -> Value:
         "What `t` holds now; new if it was just made or written by `producer`"
-        if producer or t not in self.values:
-            with torch._C.DisableTorchFunction(): self.values[t] = Value(tuple(t.shape), storage_of(t), producer)
-        return self.values[t]
+        if not producer and (v := self.values.get(t)): return v
+        with torch._C.DisableTorchFunction(): v = Value(tuple(t.shape), storage_of(t), producer)
+        if t not in self.values: self.sharing[v.storage].append(TensorWeakRef(t))
+        self.values[t] = v
+        return v
 
 # %% ../nbs/01_flow.ipynb #d637ea61
 @patch
@@ -141,11 +145,10 @@ def call(self:Recorder, func:Callable, args:tuple, kwargs:dict, op:Op) -> Any: #
 def finish(self:Recorder, op:Op, written:list[Tensor], out:list[Tensor]) -> None:
     "Note what `op` wrote into and what it made; a call that did neither, and only asked for a shape, is forgotten"
     op.writes = [storage_of(t) for t in written]
-    if written:
-        for t in list(self.values.keys()):
-            if (v := self.values[t]).storage not in op.writes: continue
-            if v not in op.inputs: op.inputs.append(v)
-            self.value(t, op)
+    for t in (ref() for s in dict.fromkeys(op.writes) for ref in list(self.sharing[s])):
+        if t is None: continue
+        if (v := self.values[t]) not in op.inputs: op.inputs.append(v)
+        self.value(t, op)
     for t in out:
         if t not in self.values: self.value(t, op)
     op.outputs = [v for v in map(self.value, out) if v.producer is op]

@@ -93,7 +93,8 @@ def make_changes(plan:Plan) -> list[Change]:
 # %% ../nbs/04_folder.ipynb #6e226a96
 def overflowing(plan:Plan, changes:list[Change]) -> dict[nn.Module,str]: # norm -> why it must be kept
     "Norms that would make a weight overflow"
-    bad = {c.owner:c.new.dtype for c in changes if c.kind=='_parameters' and not c.new.isfinite().all()}
+    def finite(t): return t.sum(dtype=torch.float32).isfinite() or t.isfinite().all() # the sum is quicker, but may overflow itself
+    bad = {c.owner:c.new.dtype for c in changes if c.kind=='_parameters' and not finite(c.new)}
     res = {}
     for norm,home in plan.homes.items():
         for e in home:
