@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LAYERS', 'NORMS', 'FoldError', 'Affine', 'norm_affine', 'grouped', 'LinearMap', 'LayerRule', 'conv_obstacle',
-           'conv_axis', 'NormRule', 'rule_of', 'layer_rule', 'absorb', 'fold_conv_bn', 'fold_linear_bn',
-           'fold_normalize']
+           'conv_axis', 'drop_and_act', 'NormRule', 'find', 'has_kind', 'rule_of', 'layer_rule', 'absorb',
+           'fold_conv_bn', 'fold_linear_bn', 'fold_normalize']
 
 # %% ../nbs/00_affine.ipynb #679962ff
 from copy import deepcopy
@@ -48,7 +48,7 @@ def norm_affine(
     if norm.weight is not None: scale = scale*norm.weight.detach().double()
     shift = -mean*scale
     if norm.bias is not None: shift = shift + norm.bias.detach().double()
-    if not (scale.isfinite().all() and shift.isfinite().all()): raise FoldError(
+    if not all(t.isfinite().all() for t in (mean, var, scale, shift)): raise FoldError(
         f"'{name}' ({type(norm).__name__}) has statistics or weights that are not finite (or a negative variance): "
         f"look for NaN or inf in `{name}.running_mean`, `.running_var`, `.weight` and `.bias`; training on, or a sound checkpoint, mends it")
     return Affine(scale, shift)
@@ -123,7 +123,9 @@ class LayerRule:
 def conv_obstacle(conv:_ConvNd) -> str: # '' or a reason
     "Why a shift before `conv` can't go into its bias"
     if isinstance(conv, _ConvTransposeNd): return 'is a transposed convolution, whose output pixels see different numbers of input pixels'
-    if conv.padding_mode=='zeros' and any(conv._reversed_padding_repeated_twice): return 'pads with zeros, which the shift would have to reach too'
+    same = [d*(k-1) for d,k in zip(conv.dilation, conv.kernel_size)]
+    pads = any({'same':same, 'valid':()}[conv.padding] if isinstance(conv.padding, str) else conv.padding)
+    if pads and conv.padding_mode not in ('reflect','replicate','circular'): return 'pads with zeros, which the shift would have to reach too'
     return ''
 
 def conv_axis(conv:_ConvNd) -> int: return -1 - len(conv.kernel_size)
@@ -135,6 +137,12 @@ LAYERS = {
 }
 
 # %% ../nbs/00_affine.ipynb #0c763b3d
+def drop_and_act(norm:nn.Module) -> nn.Module: # A copy; Identity if there is neither
+    "The dropout and activation that timm's BatchNormAct2d and its like apply after the norm"
+    left = [deepcopy(m) for m in (norm.drop, norm.act) if not isinstance(m, nn.Identity)]
+    return nn.Identity() if not left else left[0] if len(left)==1 else nn.Sequential(*left)
+
+# %% ../nbs/00_affine.ipynb #445cc7bf
 @dataclass
 class NormRule:
     "How a type of norm is taken apart"
@@ -142,16 +150,26 @@ class NormRule:
     axis:int=1 # The axis of its channels
     rest:Callable[[Any],nn.Module]=lambda norm: nn.Identity() # norm -> what takes its place
 
-NORMS = dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), NormRule())
+NORMS:dict[type|str,NormRule] = {
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, 'torchvision.ops.misc.FrozenBatchNorm2d'), NormRule()),
+    **dict.fromkeys([f'timm.layers.norm_act.{n}' for n in ('BatchNormAct2d','SyncBatchNormAct','FrozenBatchNormAct2d')], NormRule(rest=drop_and_act))}
 
 # %% ../nbs/00_affine.ipynb #70229723
-_computes = ('forward', '_conv_forward', '_check_input_dim', '__call__', '__getattr__', 'weight', 'bias', 'running_mean', 'running_var', 'eps')
+_computes = ('forward', '_conv_forward', '_check_input_dim', '__call__', '_call_impl', '__getattr__', 'train', 'eval', 'weight', 'bias', 'running_mean', 'running_var', 'eps')
 
-def rule_of(module:nn.Module, rules:dict[type,Any]) -> Any: # The rule, or None
-    "The rule for `module`'s type, or for the class it inherits its computation from"
-    if 'forward' in vars(module): return None
+def find(cls:type, rules:dict[type|str,Any]) -> Any: # The rule, or None
+    "The rule for exactly this type, by itself or by its full name"
+    return rules.get(cls) or rules.get(f'{cls.__module__}.{cls.__qualname__}')
+
+def has_kind(module:Any, rules:dict[type|str,Any]) -> bool:
+    "Is there a rule for `module`'s type, or for one that it inherits from?"
+    return any(find(cls, rules) for cls in type(module).__mro__)
+
+def rule_of(module:nn.Module, rules:dict[type|str,Any]) -> Any: # The rule, or None
+    "The rule for `module`'s type, or for the one it inherits its computation from"
+    if {'forward','_conv_forward','_call_impl'} & vars(module).keys(): return None
     for cls in type(module).__mro__:
-        if cls in rules: return rules[cls]
+        if rule := find(cls, rules): return rule
         if any(o in vars(cls) for o in _computes): return None
     return None
 

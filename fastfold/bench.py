@@ -96,7 +96,7 @@ def show_rounds(
     "The numbers of `n` rounds, with a progress bar if wanted"
     if not progress: return range(n)
     from fastprogress.fastprogress import progress_bar
-    bar = progress_bar(range(n))
+    bar = progress_bar(range(n), leave=False)
     bar.comment = comment
     return bar
 

@@ -12,6 +12,7 @@ from math import prod
 from typing import Any, Iterator
 import torch
 from torch import nn, Tensor
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.nn.modules.batchnorm import _NormBase
 from fastcore.basics import patch
 from .affine import *
@@ -21,10 +22,13 @@ from .report import FoldRow
 # %% ../nbs/03_plan.ipynb #8cb6d989
 REASONS = { # key -> what is the matter, what can be done about it
     'not_reached': ("the example batch never runs it", "give an example batch that makes the model use it"),
+    'acts': ("it is followed by its own {what}", "nothing: what comes after a norm can only be reached past that"),
     'batch_stats': ("it has no running statistics, so it normalizes with those of each batch", "train it with track_running_stats=True"),
     'own_forward': ("'{name}' is a {kind}, which computes something of its own", "give a rule for {kind} in `handlers`"),
-    'hooked': ("'{name}' has a hook, or a `forward` put in place of its own", "remove the hook before folding"),
+    'hooked': ("'{name}' has a hook (its own or a global one), or a `forward` put in place of its own", "remove the hook before folding"),
     'read': ("'{name}' has weights that are also read by {op}", "nothing: they mean something else there"),
+    'replaced': ("'{name}' is called with other weights than its own", "nothing: the values that it is called with aren't in the model"),
+    'trains': ("it stays in training mode when the model is in evaluation", "put it into evaluation mode, or leave it"),
     'partial': ("'{name}' is called {n} times, and not always beside this norm", "nothing: the other calls need it as it is"),
     'type': ("'{name}' is a {kind}, and `layers` leaves that out", "add {kind} to `layers`"),
     'computed': ("'{name}' computes its weight anew each time ({kind})", "make the weight permanent first, for instance with remove_parametrizations"),
@@ -33,6 +37,7 @@ REASONS = { # key -> what is the matter, what can be done about it
     'from_input': ("its input is an input of the model", "nothing, if what follows can't absorb it either"),
     'from_op': ("its input is made by {op}", "nothing: no norm can cross that"),
     'users': ("its input is also used by {op}", "nothing: {op} needs it as it is"),
+    'twice': ("its input is used twice by {op}", "nothing: the other use needs it as it is"),
     'escapes': ("its {side} can't change: {why}", "remove the hook or the attribute, if that is what keeps it"),
     'to_op': ("its output goes into {op}", "nothing: no norm can cross that"),
     'unused': ("nothing uses its output", "remove the norm"),
@@ -64,7 +69,7 @@ def follow_reshape(
 # %% ../nbs/03_plan.ipynb #d1735e12
 def through_reshape(a:Affine, axis:int, src:Value, dst:Value) -> tuple[Affine,int]|None: # The map as it is at `dst`, and its axis; None if it can't be followed
     "A map at `src`, seen from the other side of a reshape"
-    found = follow_reshape(src.shape, dst.shape, axis)
+    found = follow_reshape(src.shape, dst.shape, axis) if src.dtype==dst.dtype else None # view can reinterpret the bits
     return found and (a.repeat(found[1]), found[0])
 
 THROUGH = dict.fromkeys((torch.flatten, Tensor.flatten, torch.reshape, Tensor.reshape, Tensor.view), through_reshape)
@@ -86,8 +91,8 @@ class Plan:
     "Which norm goes where. Made from a `Flow`; knows all norms, and changes none"
     model:nn.Module
     flow:Flow
-    norms:dict[type,NormRule] # Rules by type
-    layers:dict[type,LayerRule]
+    norms:dict[type|str,NormRule] # Rules by type
+    layers:dict[type|str,LayerRule]
     into:tuple[type,...]=() # If any, the only types of layer to fold into
     forward:bool=True # Also fold into the layers after a norm?
     banned:dict[nn.Module,str]=field(default_factory=dict) # Norms to keep whatever the record says, with the reason
@@ -101,11 +106,12 @@ class Plan:
 def back(self:Plan, value:Value, a:Affine, axis:int, user:Op) -> Iterator[Edit]:
     "The layers that can make `a` of `value`, so that `user` gets it without asking"
     if value.escape: raise Keep('escapes', side='input', why=value.escape)
-    if value.users!=[user]: raise Keep('users', op=next((str(u) for u in value.users if u is not user), 'it twice'))
+    if others := [u for u in value.users if u is not user]: raise Keep('users', op=others[0])
+    if len(value.users)>1: raise Keep('twice', op=user)
     op = value.producer
     if op is None: raise Keep('from_input')
-    if op.func in self.homes: yield from self.back(op.inputs[0], a, axis, op)
-    elif isinstance(op.func, tuple(self.layers)): yield self.edit(op, 'after', a, axis, value)
+    if op.func in self.homes and self.is_bare(op.func): yield from self.back(op.inputs[0], a, axis, op)
+    elif has_kind(op.func, self.layers): yield self.edit(op, 'after', a, axis, value)
     else:
         src = self.crossing(op, value, 'from_op')
         yield from self.back(src, *self.cross(op, a, axis, value, src, 'from_op'), op)
@@ -117,8 +123,8 @@ def ahead(self:Plan, value:Value, a:Affine, axis:int) -> Iterator[Edit]:
     if value.escape: raise Keep('escapes', side='output', why=value.escape)
     if not value.users: raise Keep('unused')
     for op in value.users:
-        if op.func in self.homes: yield from self.ahead(op.outputs[0], a, axis)
-        elif isinstance(op.func, tuple(self.layers)): yield self.edit(op, 'before', a, axis, value)
+        if op.func in self.homes and self.is_bare(op.func): yield from self.ahead(op.outputs[0], a, axis)
+        elif has_kind(op.func, self.layers): yield self.edit(op, 'before', a, axis, value)
         else:
             dst = self.crossing(op, value, 'to_op')
             yield from self.ahead(dst, *self.cross(op, a, axis, value, dst, 'to_op'))
@@ -142,7 +148,7 @@ _hooks = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_
 
 def is_hooked(m:nn.Module) -> bool:
     "Does anything happen when `m` is called that its class doesn't say?"
-    return any(getattr(m, h) for h in _hooks) or 'forward' in vars(m)
+    return any(getattr(m, h) for h in _hooks) or bool(_global_forward_hooks or _global_forward_pre_hooks) or 'forward' in vars(m)
 
 def is_computed(layer:nn.Module) -> bool:
     "Is a weight or bias of `layer` anything else than a plain parameter (weight_norm, spectral_norm, a quantized or distributed tensor)?"
@@ -150,12 +156,15 @@ def is_computed(layer:nn.Module) -> bool:
 
 # %% ../nbs/03_plan.ipynb #64f25ace
 @patch
-def rule(self:Plan, m:nn.Module, rules:dict[type,Any]) -> Any:
-    "The rule for `m`, if it can be relied on to do what its class does"
+def rule(self:Plan, m:nn.Module, rules:dict[type|str,Any]) -> Any:
+    "The rule for `m`, if it can be relied on to do what its class does with its own weights"
     name,kind = self.names[m],type(m).__name__
     if is_hooked(m): raise Keep('hooked', name=name)
     rule = rule_of(m, rules)
     if rule is None: raise Keep('own_forward', name=name, kind=kind)
+    own = [self.flow.params[f'{name}.{k}'.lstrip('.')] for ts in (m.named_parameters(), m.named_buffers()) for k,_ in ts]
+    if any(c.params!=own for c in self.flow.calls.get(m, ())): raise Keep('replaced', name=name)
+    if any(p.escape for p in own): raise Keep('escapes', side='weight', why=next(p.escape for p in own if p.escape))
     return rule
 
 @patch
@@ -174,13 +183,11 @@ def edit(self:Plan, op:Op, side:str, a:Affine, axis:int, value:Value) -> Edit:
 def check_uses(self:Plan, edits:list[Edit]) -> None:
     "All uses of the weights that `edits` change must be among them, and agree"
     asked = {e.op:e for e in edits}
+    def agree(a, b): return a.side==b.side and a.affine.equals(b.affine) and type(a.layer) is type(b.layer) and a.layer.weight is b.layer.weight
     for e in edits:
-        for p in e.op.params:
-            for u in p.users:
-                if p not in u.params: raise Keep('read', name=e.op.name, op=u)
-                o = asked.get(u)
-                if o is None or o.side!=e.side or o.layer.weight is not e.layer.weight or not o.affine.equals(e.affine):
-                    raise Keep('partial', name=e.op.name, n=len(p.users))
+        for p,u in ((p,u) for p in e.op.params for u in p.users if not u.asks_only):
+            if p not in u.params: raise Keep('read', name=e.op.name, op=u)
+            if u not in asked or not agree(e, asked[u]): raise Keep('partial', name=e.op.name, n=len(p.users))
 
 # %% ../nbs/03_plan.ipynb #e2e9300c
 @patch
@@ -189,13 +196,20 @@ def map_of(self:Plan, norm:nn.Module) -> Affine:
     if getattr(norm, 'running_mean', 0) is None: raise Keep('batch_stats')
     rule = self.rule(norm, self.norms)
     if norm not in self.flow.calls: raise Keep('not_reached')
-    if any(len(c.inputs)!=1 or len(c.outputs)!=1 for c in self.flow.calls[norm]): raise Keep('own_forward', name=self.names[norm], kind=type(norm).__name__)
+    calls = self.flow.calls[norm]
+    if any(len(c.inputs)!=1 or len(c.outputs)!=1 for c in calls): raise Keep('own_forward', name=self.names[norm], kind=type(norm).__name__)
+    if any(c.training for c in calls): raise Keep('trains')
     for p in self.flow.calls[norm][0].params:
         for u in p.users:
             if p not in u.params: raise Keep('read', name=self.names[norm], op=u)
     return rule.affine(norm, self.names[norm])
 
 # %% ../nbs/03_plan.ipynb #9910f4f4
+@patch
+def is_bare(self:Plan, norm:nn.Module) -> bool:
+    "Is nothing left of `norm` when its map is gone?"
+    return isinstance(rule_of(norm, self.norms).rest(norm), nn.Identity)
+
 @patch
 def axis(self:Plan, call:Op) -> int:
     "The axis of the channels at a call of a norm, counted from the start"
@@ -210,6 +224,7 @@ def walk_back(self:Plan, call:Op, a:Affine) -> Iterator[Edit]:
 def walk_ahead(self:Plan, call:Op, a:Affine) -> Iterator[Edit]:
     "The layers after `call` of a norm"
     if not self.forward: raise Keep('no_forward')
+    if not self.is_bare(call.func): raise Keep('acts', what=type(rule_of(call.func, self.norms).rest(call.func)).__name__)
     if writer := self.flow.writer(call.inputs[0], call): raise Keep('written', op=writer)
     return self.ahead(call.outputs[0], a, self.axis(call))
 
@@ -226,9 +241,9 @@ def home(self:Plan, norm:nn.Module) -> list[Edit]:
     raise Keep('neither', back=why[0], ahead=why[1])
 
 # %% ../nbs/03_plan.ipynb #cb848b05
-def norms_of(model:nn.Module, rules:dict[type,NormRule]=NORMS) -> list[nn.Module]:
+def norms_of(model:nn.Module, rules:dict[type|str,NormRule]=NORMS) -> list[nn.Module]:
     "All norms of `model`, whether there is a rule for them or not"
-    return [m for m in model.modules() if isinstance(m, (_NormBase, *rules))]
+    return [m for m in model.modules() if isinstance(m, _NormBase) or has_kind(m, rules)]
 
 @patch
 def in_order(self:Plan) -> list[nn.Module]:
@@ -274,12 +289,14 @@ def make_plan(
     model:nn.Module,
     args:tuple=(), # Positional inputs: one example batch
     kwargs:dict|None=None, # Keyword inputs
-    norms:dict[type,NormRule]=NORMS, # Rules for norms, by type
-    layers:dict[type,LayerRule]=LAYERS, # Rules for layers, by type
+    norms:dict[type|str,NormRule]=NORMS, # Rules for norms, by type
+    layers:dict[type|str,LayerRule]=LAYERS, # Rules for layers, by type
     **options # `into`, `forward`, `banned` of `Plan`
 ) -> Plan:
     "Where each norm of `model` can go, as far as one example batch shows"
-    known,names = (_NormBase, *norms, *layers),set(model.modules())
-    def is_leaf(m): return isinstance(m, known) and m in names and (rule_of(m, norms|layers) is not None or set(m._modules)<={'parametrizations'})
+    rules,names = norms|layers,set(model.modules())
+    def is_leaf(m):
+        if m not in names or not (isinstance(m, _NormBase) or has_kind(m, rules)): return False
+        return rule_of(m, rules) is not None or set(m._modules)<={'parametrizations'}
     flow = record(model, args, kwargs, is_leaf) if norms_of(model, norms) else Flow()
     return Plan(model, flow, norms, layers, **options).settle()

@@ -188,13 +188,16 @@ th { white-space: nowrap }
 summary { cursor: pointer }
 """
 
-def report_page(report:FoldReport)->str: # A complete HTML document
+def report_page(
+    report:FoldReport,
+    more:str='', # HTML to put above the report
+)->str: # A complete HTML document
     "The report as a page of its own"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{escape(facts(report)[0])}</title><style>{page_style}</style></head>
 <body><h1>fastfold report</h1>
-{report_html(report)}
+{more}{report_html(report)}
 </body></html>
 """
 
