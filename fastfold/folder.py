@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 from fastcore.basics import patch
-from .affine import FoldError, LAYERS, LayerRule, NORMS, NormRule, rule_of
+from .affine import exact, FoldError, LAYERS, LayerRule, NORMS, NormRule, rule_of
 from .flow import ExampleError, run, tensors_in
 from .plan import Plan, make_plan, norms_of, reason
 from .report import FoldReport
@@ -34,7 +34,8 @@ def check_model(model:nn.Module) -> None:
     for n,m in model.named_modules():
         at = f"'{n}'" if n else 'the model'
         if isinstance(m, torch.jit.ScriptModule): raise FoldError(f"{at} is a scripted module, which can't be changed: fold first, then script or trace")
-        if '.quantized' in type(m).__module__ and type(m).__module__.startswith('torch.'): raise FoldError(f"{at} is quantized ({type(m).__name__}): fold first, then quantize")
+        if type(m).__module__.startswith('torch.') and '.quantized' in type(m).__module__: raise FoldError(
+            f"{at} is quantized ({type(m).__name__}): fold first, then quantize")
         if type(m).__name__=='OptimizedModule': raise FoldError(f"{at} is compiled: fold its `_orig_mod`, then compile the result")
         for k,t in (*m._parameters.items(), *m._buffers.items()):
             if is_lazy(t): raise FoldError(f"{at} has no `{k}` yet ({type(m).__name__}): run the model once on a batch, then fold")
@@ -137,7 +138,7 @@ def difference(
     "The largest difference between `a` and `b`, relative to the largest value of `a`"
     if a.shape!=b.shape or a.dtype!=b.dtype: return math.inf
     if not a.numel() or torch.equal(a, b): return 0.
-    a,b = (t.detach().to(torch.complex128 if t.is_complex() else torch.float64) for t in (a, b))
+    a,b = (t.detach().to(torch.complex128) if t.is_complex() else exact(t) for t in (a, b))
     d = torch.where((a==b) | (a.isnan() & b.isnan()), 0., (a-b).abs()).max().item()
     size = a.abs().nan_to_num(0., 0., 0.).max().item()
     return math.inf if math.isnan(d) else d/(size or 1.)

@@ -158,7 +158,8 @@ def ahead(self:Plan, value:Value, a:Affine, axis:int) -> Iterator[Edit]:
 @patch
 def cross(self:Plan, op:Op, value:Value, a:Affine, axis:int, key:str) -> list[Step]:
     "What is on the other side of `op`, which must be something that can be crossed"
-    plain = op.func in THROUGH and not op.writes and len(op.outputs)==1 and op.inputs==[v for v in tree_flatten((op.args, op.kwargs))[0] if isinstance(v, Value)]
+    given = [v for v in tree_flatten((op.args, op.kwargs))[0] if isinstance(v, Value)]
+    plain = op.func in THROUGH and not op.writes and op.inputs==given and len(op.outputs)==1
     steps = THROUGH[op.func](op, value, a, axis) if plain else None
     if steps is None: raise Keep(key, op=op)
     return steps

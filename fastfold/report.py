@@ -6,7 +6,7 @@
 __all__ = ['FoldRow', 'FoldReport']
 
 # %% ../nbs/02_report.ipynb #d08d8052
-import os
+import os, re
 from dataclasses import dataclass, field
 from html import escape
 from itertools import groupby
@@ -83,13 +83,18 @@ def elide(
     return f'{s[:head]}...{s[len(s)-(width-3-head):]}'
 
 # %% ../nbs/02_report.ipynb #fe2b0c2a
+def general(reason:str)->str: # With '…' for each name, and without places
+    "What `reason` has in common with the same thing elsewhere in the network"
+    return re.sub("'[^']*'", "'…'", re.sub(" in '[^']*'", '', reason))
+
 def by_reason(
     rows:list[FoldRow], # Folded rows, if any, come under the reason ''
 )->list[tuple[str,list[int]]]: # (reason, positions in `rows`), commonest first
-    "Positions of the rows that share a reason"
+    "Positions of the rows that share a reason, but for the names in it"
     res:dict[str,list[int]] = {}
-    for i,o in enumerate(rows): res.setdefault(o.reason, []).append(i)
-    return sorted(res.items(), key=lambda o: -len(o[1]))
+    for i,o in enumerate(rows): res.setdefault(general(o.reason), []).append(i)
+    def told(r, at): return rows[at[0]].reason if len({rows[i].reason for i in at})==1 else r
+    return sorted([(told(r, at), at) for r,at in res.items()], key=lambda o: -len(o[1]))
 
 # %% ../nbs/02_report.ipynb #426e6401
 def some_names(

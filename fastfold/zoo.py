@@ -12,12 +12,12 @@ from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator
-import contextlib, io, logging, time, warnings
+import contextlib, io, time, warnings
 import torch
 from torch import nn, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from .flow import evaluating, fixed_rng, tensors_in
+from .flow import fixed_rng
 from .folder import BN_Folder, disagreement
 if TYPE_CHECKING: import pandas as pd
 
