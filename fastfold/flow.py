@@ -33,8 +33,8 @@ class Value:
     shape:tuple[int,...]
     dtype:torch.dtype
     storage:object # The same object for values that share memory
-    producer:'Op|None'=None # None for inputs, parameters, and what appears from nowhere
-    users:list['Op']=field(default_factory=list) # In order of execution, one entry per use
+    producer:Any=None # The `Op` that made it; None for inputs, parameters, and what appears from nowhere
+    users:list[Any]=field(default_factory=list) # Each `Op` that uses it, in order of execution, one entry per use
     escape:str='' # How the value leaves the pass other than through its users, if it does
 
     def __repr__(self): return f"Value{tuple(self.shape)} of {self.producer.name if self.producer else 'nothing recorded'}"
