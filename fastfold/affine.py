@@ -53,7 +53,7 @@ def norm_affine(
     if norm.weight is not None: scale = scale*exact(norm.weight)
     shift = -mean*scale
     if norm.bias is not None: shift = shift + exact(norm.bias)
-    if not all(t.isfinite().all() for t in (mean, var, scale, shift)): raise FoldError(
+    if not (mean + var + scale + shift).sum().isfinite(): raise FoldError(
         f"'{name}' ({type(norm).__name__}) has statistics or weights that are not finite (or a negative variance): "
         f"look for NaN or inf in `{name}.running_mean`, `.running_var`, `.weight` and `.bias`; training on, or a sound checkpoint, mends it")
     return Affine(scale, shift)
@@ -104,7 +104,7 @@ def factors(self:LinearMap) -> Tensor: # Broadcasts to the layer's weight
 @torch.no_grad()
 def weight(self:LinearMap) -> nn.Parameter:
     "The weight that the layer needs now"
-    old,n = self.layer.weight,max(1, 2**16//max(1, self.layer.weight[0].numel()))
+    old,n = self.layer.weight,max(1, 2**17//max(1, self.layer.weight[0].numel()))
     new = torch.empty_like(old, requires_grad=False)
     for to,w,f in zip(*(t.split(n) for t in (new, old, self.factors()))): to.copy_(exact(w)*f)
     return nn.Parameter(new, requires_grad=old.requires_grad)
@@ -162,7 +162,8 @@ NORMS:dict[type|str,NormRule] = {
     **dict.fromkeys([f'timm.layers.norm_act.{n}' for n in ('BatchNormAct2d','SyncBatchNormAct','FrozenBatchNormAct2d')], NormRule(rest=drop_and_act))}
 
 # %% ../nbs/00_affine.ipynb #70229723
-_computes = ('forward', '_conv_forward', '_check_input_dim', '__call__', '_call_impl', '__getattr__', 'train', 'eval', 'weight', 'bias', 'running_mean', 'running_var', 'eps')
+_computes = ('forward', '_conv_forward', '_check_input_dim', '__call__', '_call_impl', '__getattr__', 'train', 'eval',
+    'weight', 'bias', 'running_mean', 'running_var', 'eps')
 
 def find(cls:type, rules:dict[type|str,Any]) -> Any: # The rule, or None
     "The rule for exactly this type, by itself or by its full name"

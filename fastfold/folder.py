@@ -114,7 +114,14 @@ def place(model:nn.Module, changes:list[Change]) -> None:
     for c in changes: c.put(model, c.new)
 
 def restore(model:nn.Module, changes:list[Change]) -> None:
-    "Take `changes` back: the very objects that were there before return"
+    "Take `changes` back: the very objects that were there before return, on the device and in the dtype that the model has now"
+    for c in changes:
+        if c.kind=='_modules' or c.old is None: continue
+        now = c.get(model)
+        if (now.device,now.dtype)==(c.old.device,c.old.dtype): continue
+        c.old.data = c.old.data.to(now)
+        for n in changes:
+            if n.kind=='_modules': n.old.to(now.device, now.dtype)
     for c in reversed(changes): c.put(model, c.old)
 
 # %% ../nbs/04_folder.ipynb #a785d416

@@ -126,7 +126,8 @@ class Plan:
     homes:dict[nn.Module,list[Edit]]=field(default_factory=dict) # norm -> where it goes, in the order to be done
     reasons:dict[nn.Module,str]=field(default_factory=dict) # norm -> why it is kept
 
-    def __post_init__(self): self.names = {m:n for n,m in self.model.named_modules()}
+    @property
+    def names(self) -> dict[nn.Module,str]: return self.flow.names
 
 # %% ../nbs/03_plan.ipynb #05de7457
 @patch
@@ -183,7 +184,7 @@ def rule(self:Plan, m:nn.Module, rules:dict[type|str,Any]) -> Any:
     if is_hooked(m): raise Keep('hooked', name=name)
     rule = rule_of(m, rules)
     if rule is None: raise Keep('own_forward', name=name, kind=kind)
-    own = [self.flow.params[f'{name}.{k}'.lstrip('.')] for ts in (m.named_parameters(), m.named_buffers()) for k,_ in ts]
+    own = [self.flow.params[f'{name}.{k}'.lstrip('.')] for k in own_tensors(m)]
     if any(c.params!=own for c in self.flow.calls.get(m, ())): raise Keep('replaced', name=name)
     if any(p.escape for p in own): raise Keep('escapes', side='weight', why=next(p.escape for p in own if p.escape))
     return rule
@@ -262,15 +263,16 @@ def home(self:Plan, norm:nn.Module) -> list[Edit]:
     raise Keep('neither', back=why[0], ahead=why[1])
 
 # %% ../nbs/03_plan.ipynb #cb848b05
-def norms_of(model:nn.Module, rules:dict[type|str,NormRule]=NORMS) -> list[nn.Module]:
+def norms_of(model:nn.Module|dict, rules:dict[type|str,NormRule]=NORMS) -> list[nn.Module]: # model: or its modules
     "All norms of `model`, whether there is a rule for them or not"
-    return [m for m in model.modules() if isinstance(m, _NormBase) or has_kind(m, rules)]
+    ms = model.modules() if isinstance(model, nn.Module) else model
+    return [m for m in ms if isinstance(m, _NormBase) or has_kind(m, rules)]
 
 @patch
 def in_order(self:Plan) -> list[nn.Module]:
     "All norms, in order of execution; those that never run come last"
     order = {o.func:i for i,o in reversed(list(enumerate(self.flow.ops))) if isinstance(o.func, nn.Module)}
-    return sorted(norms_of(self.model, self.norms), key=lambda m: order.get(m, len(self.flow.ops)))
+    return sorted(norms_of(self.names, self.norms), key=lambda m: order.get(m, len(self.flow.ops)))
 
 # %% ../nbs/03_plan.ipynb #8aa467b8
 @patch
@@ -315,9 +317,9 @@ def make_plan(
     **options # `into`, `forward`, `banned` of `Plan`
 ) -> Plan:
     "Where each norm of `model` can go, as far as one example batch shows"
-    rules,names = norms|layers,set(model.modules())
+    rules = norms|layers
     def is_leaf(m):
-        if m not in names or not (isinstance(m, _NormBase) or has_kind(m, rules)): return False
+        if not (isinstance(m, _NormBase) or has_kind(m, rules)): return False
         return rule_of(m, rules) is not None or set(m._modules)<={'parametrizations'}
     flow = record(model, args, kwargs, is_leaf) if norms_of(model, norms) else Flow()
     return Plan(model, flow, norms, layers, **options).settle()

@@ -181,6 +181,7 @@ readers = dict(
     set_=lambda y: torch.empty(0, dtype=y.dtype).set_(y))
 @pytest.mark.parametrize('name', readers)
 def test_reader(name):
+    if name in ('subclass', 'made') and not hasattr(nn, 'Buffer'): pytest.skip('this PyTorch allows no second subclass')
     def forward(s, x):
         y = s.conv(x)
         return s.bn(y),readers[name](y)
@@ -494,7 +495,8 @@ def replaces(s, x): return (setattr(s, 'n', s.n+1), s.bn(s.conv(x)))[1]
 def adds_buffer(s, x): return (s.register_buffer('late', x.mean()), s.bn(s.conv(x)))[1]
 @pytest.mark.parametrize('forward', [counts_data, replaces, adds_buffer])
 def test_models_that_write_while_running(forward):
-    model = live(pair(forward, n=nn.Buffer(torch.zeros(()))))
+    model = live(pair(forward))
+    model.register_buffer('n', torch.zeros(()))
     before = state(model)
     BN_Folder(verify=False).fold(model, images)
     assert_same(before, state(model))

@@ -6,13 +6,13 @@ import pytest, torch
 from torch import nn
 with warnings.catch_warnings():
     warnings.simplefilter('ignore')
-    from fastai.vision.all import (AvgPool, Callback, CancelFitException, ConvLayer, CrossEntropyLossFlat, Datasets, EarlyStoppingCallback, Flatten, Learner, LinBnDrop,
-        MixUp, SaveModelCallback, TerminateOnNaNCallback, accuracy, load_learner, noop, set_seed)
+    from fastai.vision.all import (AvgPool, Callback, CancelFitException, ConvLayer, CrossEntropyLossFlat, Datasets, EarlyStoppingCallback,
+        Flatten, Learner, LinBnDrop, MixUp, SaveModelCallback, TerminateOnNaNCallback, accuracy, load_learner, noop, set_seed)
     from fastai.callback.progress import ProgressCallback
     from fastai.tabular.all import TabularModel
 from fastfold.all import BN_Folder, FoldCallback
 
-pytestmark = pytest.mark.filterwarnings('ignore:load_learner', 'ignore:.*weights_only', 'ignore:.*ctx.saved_variables', 'ignore::FutureWarning', 'ignore::DeprecationWarning')
+pytestmark = pytest.mark.filterwarnings('ignore:load_learner', 'ignore::FutureWarning', 'ignore::DeprecationWarning')
 
 def picture(i): return torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(i))
 def label(i): return i%2
@@ -29,7 +29,8 @@ def learner(path, *cbs):
 def state(learn):
     "All that training has made: weights, buffers, optimizer state, and the random state it ends with"
     learn.unfold()
-    return [*learn.model.state_dict().values(), *(t for o in learn.opt.state_dict()['state'] for t in o.values() if isinstance(t, torch.Tensor)), torch.get_rng_state()]
+    moments = [t for o in learn.opt.state_dict()['state'] for t in o.values() if isinstance(t, torch.Tensor)]
+    return [*learn.model.state_dict().values(), *moments, torch.get_rng_state()]
 
 def same(a, b): return len(a)==len(b) and all(map(torch.equal, a, b))
 
@@ -45,9 +46,12 @@ def interrupted(learn):
     learn.validate()
 
 trainings = dict(
-    fit=lambda l: l.fit(2), one_cycle=lambda l: l.fit_one_cycle(2), flat_cos=lambda l: l.fit_flat_cos(2), sgdr=lambda l: l.fit_sgdr(1, 1), fine_tune=lambda l: l.fine_tune(1),
-    start_epoch=lambda l: l.fit(2, start_epoch=1), lr_find=lambda l: (l.lr_find(num_it=6, show_plot=False), l.fit(1)), mixup=lambda l: l.fit(1, cbs=MixUp()),
-    early=lambda l: l.fit(3, cbs=EarlyStoppingCallback(min_delta=10)), cancelled=lambda l: l.fit(2, cbs=StopIn(CancelFitException('stop'))),
+    fit=lambda l: l.fit(2), one_cycle=lambda l: l.fit_one_cycle(2), flat_cos=lambda l: l.fit_flat_cos(2), sgdr=lambda l: l.fit_sgdr(1, 1),
+    fine_tune=lambda l: l.fine_tune(1),
+    start_epoch=lambda l: l.fit(2, start_epoch=1), lr_find=lambda l: (l.lr_find(num_it=6, show_plot=False), l.fit(1)),
+    mixup=lambda l: l.fit(1, cbs=MixUp()),
+    early=lambda l: l.fit(3, cbs=EarlyStoppingCallback(min_delta=10)),
+    cancelled=lambda l: l.fit(2, cbs=StopIn(CancelFitException('stop'))),
     best=lambda l: l.fit(2, cbs=SaveModelCallback()), nan=lambda l: l.fit(1, cbs=TerminateOnNaNCallback()))
 
 @pytest.mark.parametrize('name', trainings)
