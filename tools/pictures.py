@@ -46,6 +46,6 @@ def main():
     model,x = resnet18().eval(),torch.randn(1,3,64,64)
     draw_block(model.layer1[0], torch.randn(1,64,16,16)).figure.savefig(images/'block.png', dpi=144)
     models = {'resnet18':model, 'folded':BN_Folder().fold(model, x), 'norms deleted':without_norms(model)}
-    result = benchmark(models, x, progress=True)
+    result = benchmark(models, x)
     print(result)
     result.plot().figure.savefig(images/'latency.png', dpi=144)
