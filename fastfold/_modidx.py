@@ -227,6 +227,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'fastfold.plan.reason': ('plan.html#reason', 'fastfold/plan.py'),
                                'fastfold.plan.through_add': ('plan.html#through_add', 'fastfold/plan.py'),
                                'fastfold.plan.through_cat': ('plan.html#through_cat', 'fastfold/plan.py'),
+                               'fastfold.plan.through_pool': ('plan.html#through_pool', 'fastfold/plan.py'),
                                'fastfold.plan.through_reshape': ('plan.html#through_reshape', 'fastfold/plan.py')},
             'fastfold.report': { 'fastfold.report.FoldReport': ('report.html#foldreport', 'fastfold/report.py'),
                                  'fastfold.report.FoldReport.__repr__': ('report.html#foldreport.__repr__', 'fastfold/report.py'),

@@ -137,8 +137,8 @@ def conv_obstacle(conv:_ConvNd) -> str: # '' or a reason
 def conv_axis(conv:_ConvNd) -> int: return -1 - len(conv.kernel_size)
 
 # %% ../nbs/00_affine.ipynb #dff2cfc6
-LAYERS = {
-    nn.Linear: LayerRule(lambda layer: -1, lambda layer: ''),
+LAYERS:dict[type|str,LayerRule] = {
+    **dict.fromkeys((nn.Linear, 'timm.layers.linear.Linear'), LayerRule(lambda layer: -1, lambda layer: '')),
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), LayerRule(conv_axis, conv_obstacle)),
     **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), LayerRule(conv_axis, conv_obstacle))
 }

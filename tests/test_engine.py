@@ -153,6 +153,26 @@ def test_reinterpreted_as_complex():
     linear._apply = lambda *args: linear # `double()` would make it real
     keeps(Net(lambda s,x: torch.view_as_real(s.c(s.bn(x).view(torch.complex128))), bn=nn.BatchNorm1d(4), c=linear), batch(2, 4, 4))
 
+@pytest.mark.parametrize('n', [1, 2, 3])
+def test_adaptive_average(n):
+    pool,norm = getattr(nn, f'AdaptiveAvgPool{n}d')(2),getattr(nn, f'BatchNorm{n}d')
+    x = batch(2, 4, *[6]*n)
+    folds(nn.Sequential(nn.ReLU(), norm(4), pool, nn.Flatten(), nn.Linear(4*2**n, 3)), x)
+    folds(nn.Sequential(getattr(nn, f'Conv{n}d')(4, 4, 3), pool, norm(4)), x)
+def test_average_over_the_channels():
+    "an unbatched image whose second axis is averaged, and normed as if it were the channels"
+    keeps(Net(lambda s,x: s.bn(s.pool(s.l(x))), l=nn.Linear(4, 4), pool=nn.AdaptiveAvgPool2d(4), bn=nn.BatchNorm1d(4)), batch(3, 4, 4))
+@pytest.mark.parametrize('join', [lambda a,b: torch.cat([a, b], 1), lambda a,b: torch.cat([a, b], 2), lambda a,b: a+b])
+def test_joined(join):
+    sizes = dict(bn=nn.BatchNorm2d(8 if join(images, images).shape[1]==8 else 4))
+    folds(Net(lambda s,x: s.bn(join(s.a(x), s.b(x))), a=conv(), b=conv(bias=False), **sizes), images)
+@pytest.mark.parametrize('join', [lambda a,b: torch.add(a, b, alpha=2), lambda a,b: a+b.mean(1, True), lambda a,b: a+a, lambda a,b: a.add_(b),
+    lambda a,b: torch.cat([a, a], 2)])
+def test_joined_otherwise(join): keeps(Net(lambda s,x: s.bn(join(s.a(x), s.b(x))), a=conv(), b=conv(), bn=nn.BatchNorm2d(4)), images)
+def test_norm_of_some_columns():
+    folds(Net(lambda s,x: s.l(torch.cat([x[:,:2], s.bn(x[:,2:]), x], dim=-1)), bn=nn.BatchNorm1d(3), l=nn.Linear(10, 4)), batch(6, 5))
+    keeps(Net(lambda s,x: s.l(torch.cat([s.bn(x), x], 0)), bn=nn.BatchNorm1d(5), l=nn.Linear(5, 4)), batch(6, 5))
+
 @pytest.mark.filterwarnings('ignore:.*is kept')
 def test_view_of_what_is_not_contiguous():
     "a norm returns contiguous memory, what takes its place returns its input: only running it shows that"
