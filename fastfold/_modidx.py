@@ -202,6 +202,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'fastfold.plan.Keep.__init__': ('plan.html#keep.__init__', 'fastfold/plan.py'),
                                'fastfold.plan.Plan': ('plan.html#plan', 'fastfold/plan.py'),
                                'fastfold.plan.Plan.ahead': ('plan.html#plan.ahead', 'fastfold/plan.py'),
+                               'fastfold.plan.Plan.alternatives': ('plan.html#plan.alternatives', 'fastfold/plan.py'),
                                'fastfold.plan.Plan.axis': ('plan.html#plan.axis', 'fastfold/plan.py'),
                                'fastfold.plan.Plan.back': ('plan.html#plan.back', 'fastfold/plan.py'),
                                'fastfold.plan.Plan.check_uses': ('plan.html#plan.check_uses', 'fastfold/plan.py'),

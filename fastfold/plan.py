@@ -24,6 +24,7 @@ from .report import FoldRow
 # %% ../nbs/03_plan.ipynb #8cb6d989
 REASONS = { # key -> what is the matter, what can be done about it
     'not_reached': ("the example batch never runs it", "give an example batch that makes the model use it"),
+    'choice': ("'{name}' beside it is never run: which of them runs may depend on the input", "fold by hand, or split the model by the choice"),
     'acts': ("it is followed by its own {what}", "nothing: what comes after a norm can only be reached past that"),
     'batch_stats': ("it has no running statistics, so it normalizes with those of each batch", "train it with track_running_stats=True"),
     'own_forward': ("'{name}' is a {kind}, which computes something of its own", "give a rule for {kind} in `handlers`"),
@@ -283,10 +284,22 @@ def in_order(self:Plan) -> list[nn.Module]:
     order = {o.func:i for i,o in reversed(list(enumerate(self.flow.ops))) if isinstance(o.func, nn.Module)}
     return sorted(norms_of(self.names, self.norms), key=lambda m: order.get(m, len(self.flow.ops)))
 
+# %% ../nbs/03_plan.ipynb #a3080fc5
+@patch
+def alternatives(self:Plan) -> dict[nn.Module,str]: # norm -> why it is kept
+    "Norms to choose from, of which the example batch doesn't use all"
+    res = {}
+    for m in self.names:
+        norms = norms_of(dict.fromkeys(m.children()), self.norms) if isinstance(m, (nn.ModuleList,nn.ModuleDict)) else []
+        unused = [o for o in norms if o not in self.flow.calls]
+        if unused: res |= {o:reason('choice', name=self.names[unused[0]]) for o in norms if o not in unused}
+    return res
+
 # %% ../nbs/03_plan.ipynb #8aa467b8
 @patch
 def settle(self:Plan) -> Plan: # Itself, with all `homes` and `reasons`
     "Find a home for every norm that has one"
+    self.banned = self.banned | self.alternatives()
     todo,before = [m for m in self.in_order()[::-1] if m not in self.banned],None
     self.reasons |= self.banned
     while todo!=before:

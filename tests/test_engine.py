@@ -153,6 +153,13 @@ def test_reinterpreted_as_complex():
     linear._apply = lambda *args: linear # `double()` would make it real
     keeps(Net(lambda s,x: torch.view_as_real(s.c(s.bn(x).view(torch.complex128))), bn=nn.BatchNorm1d(4), c=linear), batch(2, 4, 4))
 
+@pytest.mark.parametrize('held', [nn.ModuleList, lambda ms: nn.ModuleDict({str(i):m for i,m in enumerate(ms)})])
+def test_norm_per_domain(held):
+    "another input may choose another norm"
+    model = Net(lambda s,x,d=0: list(s.bns.children())[d](s.conv(x)), conv=conv(), bns=held([nn.BatchNorm2d(4), nn.BatchNorm2d(4)]))
+    keeps(model, images, why='may depend on the input')
+    folds(Net(lambda s,x: s.bns[1](s.b(s.bns[0](s.a(x)))), a=conv(), b=conv(), bns=nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(4)])), images, n=2)
+
 @pytest.mark.parametrize('n', [1, 2, 3])
 def test_adaptive_average(n):
     pool,norm = getattr(nn, f'AdaptiveAvgPool{n}d')(2),getattr(nn, f'BatchNorm{n}d')
