@@ -220,6 +220,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'fastfold.plan.Plan.walk_ahead': ('plan.html#plan.walk_ahead', 'fastfold/plan.py'),
                                'fastfold.plan.Plan.walk_back': ('plan.html#plan.walk_back', 'fastfold/plan.py'),
                                'fastfold.plan.Plan.without': ('plan.html#plan.without', 'fastfold/plan.py'),
+                               'fastfold.plan.across': ('plan.html#across', 'fastfold/plan.py'),
                                'fastfold.plan.follow_reshape': ('plan.html#follow_reshape', 'fastfold/plan.py'),
                                'fastfold.plan.is_computed': ('plan.html#is_computed', 'fastfold/plan.py'),
                                'fastfold.plan.is_hooked': ('plan.html#is_hooked', 'fastfold/plan.py'),

@@ -115,13 +115,11 @@ def place(model:nn.Module, changes:list[Change]) -> None:
 
 def restore(model:nn.Module, changes:list[Change]) -> None:
     "Take `changes` back: the very objects that were there before return, on the device and in the dtype that the model has now"
+    olds = [(c.old, c.get(model)) for c in changes if c.kind=='_parameters' and c.old is not None]
+    moved = [(old, now) for old,now in olds if (now.device,now.dtype)!=(old.device,old.dtype)]
+    for old,now in moved: old.data = old.data.to(now)
     for c in changes:
-        if c.kind=='_modules' or c.old is None: continue
-        now = c.get(model)
-        if (now.device,now.dtype)==(c.old.device,c.old.dtype): continue
-        c.old.data = c.old.data.to(now)
-        for n in changes:
-            if n.kind=='_modules': n.old.to(now.device, now.dtype)
+        if moved and c.kind=='_modules': c.old.to(moved[-1][1].device, moved[-1][1].dtype)
     for c in reversed(changes): c.put(model, c.old)
 
 # %% ../nbs/04_folder.ipynb #a785d416
