@@ -294,13 +294,6 @@ def _make_plan(self:BN_Folder, model:nn.Module, args:tuple, kwargs:dict) -> tupl
 # %% ../nbs/04_folder.ipynb #850564ac
 def count(model:nn.Module) -> int: return sum(p.numel() for p in model.parameters())
 
-@patch
-def _report(self:BN_Folder, plan:Plan, changes:list[Change], err:float|None=None) -> FoldReport:
-    "The report of `plan`, kept as `self.report`"
-    with placed(plan.model, changes): after = count(plan.model)
-    self.report = FoldReport(plan.rows(), count(plan.model), after, err)
-    return self.report
-
 # %% ../nbs/04_folder.ipynb #20fee840
 @patch
 @torch.inference_mode(False)
@@ -311,7 +304,10 @@ def plan(self:BN_Folder,
 ) -> FoldReport:
     "What `fold` would do, without doing it"
     plan,_ = self._make_plan(model, xb, kw or {})
-    return self._report(*sound_changes(plan))
+    plan,changes = sound_changes(plan)
+    with placed(model, changes): after = count(model)
+    self.report = FoldReport(plan.rows(), count(model), after)
+    return self.report
 
 # %% ../nbs/04_folder.ipynb #6da7e65c
 @patch
@@ -337,12 +333,13 @@ def fold(self:BN_Folder,
     if inplace and self.changes and self.model is not model: raise FoldError(
         f"this BN_Folder holds what it took from another {type(self.model).__name__}: `unfold` that first, or use a new BN_Folder")
     plan,args = self._make_plan(model, xb, kw or {})
+    before = count(model)
     plan,changes,res,err = self._agreeing(plan, args, kw or {}, inplace)
-    self._report(plan, changes, err)
-    for r in self.report.folded: log.info("%s (%s) -> %s", r.name, r.kind, ', '.join(r.into))
     if inplace:
         place(model, changes)
         self.model,self.changes = model,self.changes + changes
+    self.report = FoldReport(plan.rows(), before, count(res), err)
+    for r in self.report.folded: log.info("%s (%s) -> %s", r.name, r.kind, ', '.join(r.into))
     return res
 
 # %% ../nbs/04_folder.ipynb #92809975

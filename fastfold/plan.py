@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REASONS', 'Step', 'POOLS', 'THROUGH', 'reason', 'Keep', 'follow_reshape', 'across', 'through_reshape', 'through_cat',
-           'through_add', 'through_pool', 'Edit', 'Plan', 'is_hooked', 'is_computed', 'norms_of', 'make_plan']
+           'through_add', 'through_pool', 'Edit', 'Plan', 'is_computed', 'norms_of', 'in_order', 'make_plan']
 
 # %% ../nbs/03_plan.ipynb #ff6f88e4
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 from torch.utils._pytree import tree_flatten
-from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.nn.modules.batchnorm import _NormBase
 from fastcore.basics import patch
 from .affine import *
@@ -131,6 +130,7 @@ class Plan:
     "Which norm goes where. Made from a `Flow`; knows all norms, and changes none"
     model:nn.Module
     flow:Flow
+    all_norms:list[nn.Module] # In order of execution; those that never run come last
     norms:dict[type|str,NormRule] # Rules by type
     layers:dict[type|str,LayerRule]
     into:tuple[type,...]=() # If any, the only types of layer to fold into
@@ -179,12 +179,6 @@ def cross(self:Plan, op:Op, value:Value, a:Affine, axis:int, key:str) -> list[St
     return steps
 
 # %% ../nbs/03_plan.ipynb #c45a80d5
-_hooks = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
-
-def is_hooked(m:nn.Module) -> bool:
-    "Does anything happen when `m` is called that its class doesn't say?"
-    return any(getattr(m, h) for h in _hooks) or bool(_global_forward_hooks or _global_forward_pre_hooks) or 'forward' in vars(m)
-
 def is_computed(layer:nn.Module) -> bool:
     "Is a weight or bias of `layer` anything else than a plain parameter (weight_norm, spectral_norm, a quantized or distributed tensor)?"
     return any(type(layer._parameters.get(k)) is not nn.Parameter and getattr(layer, k) is not None for k in ('weight', 'bias'))
@@ -281,11 +275,10 @@ def norms_of(model:nn.Module|dict, rules:dict[type|str,NormRule]=NORMS) -> list[
     ms = model.modules() if isinstance(model, nn.Module) else model
     return [m for m in ms if isinstance(m, _NormBase) or has_kind(m, rules)]
 
-@patch
-def in_order(self:Plan) -> list[nn.Module]:
-    "All norms, in order of execution; those that never run come last"
-    order = {o.func:i for i,o in reversed(list(enumerate(self.flow.ops))) if isinstance(o.func, nn.Module)}
-    return sorted(norms_of(self.names, self.norms), key=lambda m: order.get(m, len(self.flow.ops)))
+def in_order(norms:list[nn.Module], flow:Flow) -> list[nn.Module]:
+    "`norms` in order of execution; those that never run come last"
+    order = {o.func:i for i,o in reversed(list(enumerate(flow.ops))) if isinstance(o.func, nn.Module)}
+    return sorted(norms, key=lambda m: order.get(m, len(flow.ops)))
 
 # %% ../nbs/03_plan.ipynb #a3080fc5
 @patch
@@ -303,7 +296,7 @@ def alternatives(self:Plan) -> dict[nn.Module,str]: # norm -> why it is kept
 def settle(self:Plan) -> Plan: # Itself, with all `homes` and `reasons`
     "Find a home for every norm that has one"
     self.banned = self.banned | self.alternatives()
-    todo,before = [m for m in self.in_order()[::-1] if m not in self.banned],None
+    todo,before = [m for m in self.all_norms[::-1] if m not in self.banned],None
     self.reasons |= self.banned
     while todo!=before:
         before = list(todo)
@@ -330,7 +323,7 @@ def first(self:Plan, n:int) -> Plan:
 def rows(self:Plan) -> list[FoldRow]: # One per norm, in order of execution
     "The plan as a table"
     into = lambda m: list(dict.fromkeys(e.op.name for e in self.homes.get(m, ())))
-    return [FoldRow(self.names[m], type(m).__name__, into(m), self.reasons.get(m, '')) for m in self.in_order()]
+    return [FoldRow(self.names[m], type(m).__name__, into(m), self.reasons.get(m, '')) for m in self.all_norms]
 
 # %% ../nbs/03_plan.ipynb #54f01d75
 def make_plan(
@@ -346,5 +339,6 @@ def make_plan(
     def is_leaf(m):
         if not (isinstance(m, _NormBase) or has_kind(m, rules)): return False
         return rule_of(m, rules) is not None or set(m._modules)<={'parametrizations'}
-    flow = record(model, args, kwargs, is_leaf) if norms_of(model, norms) else Flow()
-    return Plan(model, flow, norms, layers, **options).settle()
+    found = norms_of(model, norms)
+    flow = record(model, args, kwargs, is_leaf) if found else Flow()
+    return Plan(model, flow, in_order(found, flow), norms, layers, **options).settle()
