@@ -142,7 +142,6 @@ axes = dict(
     unbatched_ahead = lambda: (nn.Sequential(nn.BatchNorm1d(4), nn.Conv1d(4, 4, 1)), batch(4, 4)),
     unbatched2d = lambda: (nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm1d(4)), batch(4, 4, 4)),
     rows = lambda: (Net(lambda s,x: s.bn(s.c(x).reshape(-1, 4)), c=conv(k=1), bn=nn.BatchNorm1d(4)), batch(1, 4, 2, 2)),
-    split = lambda: (Net(lambda s,x: s.bn(s.c(x).reshape(-1, 4, 2, 2)), c=conv(4, 8, 1), bn=nn.BatchNorm2d(4)), batch(2, 4, 2, 2)),
     merged = lambda: (Net(lambda s,x: s.bn(s.c(x).reshape(-1, 8, 2, 2)), c=conv(4, 4, 1), bn=nn.BatchNorm2d(8)), batch(2, 4, 2, 2)),
 )
 @pytest.mark.parametrize('name', axes)
@@ -169,16 +168,98 @@ def test_adaptive_average(n):
 def test_average_over_the_channels():
     "an unbatched image whose second axis is averaged, and normed as if it were the channels"
     keeps(Net(lambda s,x: s.bn(s.pool(s.l(x))), l=nn.Linear(4, 4), pool=nn.AdaptiveAvgPool2d(4), bn=nn.BatchNorm1d(4)), batch(3, 4, 4))
-@pytest.mark.parametrize('join', [lambda a,b: torch.cat([a, b], 1), lambda a,b: torch.cat([a, b], 2), lambda a,b: a+b])
+@pytest.mark.parametrize('join', [lambda a,b: torch.cat([a, b], 1), lambda a,b: torch.cat([a, b], 2), lambda a,b: a+b, lambda a,b: torch.add(a, b, alpha=2),
+    lambda a,b: a-b, lambda a,b: torch.sub(a, b, alpha=-3), lambda a,b: torch.rsub(a, b), lambda a,b: a[:1]+b, lambda a,b: a+b[:,:,:1,:1],
+    lambda a,b: a+a+b, lambda a,b: torch.cat([a, b, a], 2), lambda a,b: torch.stack([a, b], 2).flatten(2,3)])
 def test_joined(join):
     sizes = dict(bn=nn.BatchNorm2d(8 if join(images, images).shape[1]==8 else 4))
     folds(Net(lambda s,x: s.bn(join(s.a(x), s.b(x))), a=conv(), b=conv(bias=False), **sizes), images)
-@pytest.mark.parametrize('join', [lambda a,b: torch.add(a, b, alpha=2), lambda a,b: a+b.mean(1, True), lambda a,b: a+a, lambda a,b: a.add_(b),
-    lambda a,b: torch.cat([a, a], 2)])
+@pytest.mark.parametrize('join', [lambda a,b: torch.add(a, b, alpha=0)*0, lambda a,b: a+b.mean(1, True), lambda a,b: a-a, lambda a,b: a.add_(b),
+    lambda a,b: a*b, lambda a,b: a+b[:,:1], lambda a,b: torch.maximum(a, b), lambda a,b: a+b.relu()])
 def test_joined_otherwise(join): keeps(Net(lambda s,x: s.bn(join(s.a(x), s.b(x))), a=conv(), b=conv(), bn=nn.BatchNorm2d(4)), images)
 def test_norm_of_some_columns():
     folds(Net(lambda s,x: s.l(torch.cat([x[:,:2], s.bn(x[:,2:]), x], dim=-1)), bn=nn.BatchNorm1d(3), l=nn.Linear(10, 4)), batch(6, 5))
     keeps(Net(lambda s,x: s.l(torch.cat([s.bn(x), x], 0)), bn=nn.BatchNorm1d(5), l=nn.Linear(5, 4)), batch(6, 5))
+
+# what can stand between a layer and its norm
+
+crossings = dict(
+    flatten = (lambda v: v.flatten(2), nn.BatchNorm1d(4)),
+    tokens = (lambda v: v.flatten(2).transpose(1, 2).flatten(0, 1), nn.BatchNorm1d(4)),
+    permute = (lambda v: v.permute(1, 0, 2, 3).transpose(0, 1), nn.BatchNorm2d(4)),
+    swap_pixels = (lambda v: v.transpose(-1, -2).mT.movedim(1, -1).movedim(-1, 1), nn.BatchNorm2d(4)),
+    shuffle = (lambda v: v.unflatten(1, (2, 2)).transpose(1, 2).reshape(v.shape), nn.BatchNorm2d(4)),
+    channel_shuffle = (lambda v: torch.channel_shuffle(v, 2), nn.BatchNorm2d(4)),
+    heads = (lambda v: v.reshape(-1, 2, *v.shape[2:]), nn.BatchNorm2d(2)),
+    as_other = (lambda v: v.flatten(0, 1).reshape_as(v).view_as(v), nn.BatchNorm2d(4)),
+    first = (lambda v: torch.cat([v.chunk(2, 1)[0]]*2, 2), nn.BatchNorm2d(2)),
+    second = (lambda v: v.split([1, 3], 1)[1], nn.BatchNorm2d(3)),
+    part = (lambda v: v[:,1:,:,::2], nn.BatchNorm2d(3)),
+    one_pixel = (lambda v: v[...,0,0], nn.BatchNorm1d(4)),
+    unbind = (lambda v: v.unbind(-1)[1], nn.BatchNorm1d(4)),
+    narrow = (lambda v: v.narrow(1, 0, 2), nn.BatchNorm2d(2)),
+    select = (lambda v: v.select(2, 0), nn.BatchNorm1d(4)),
+    flip = (lambda v: v.flip(1).roll(1, 1), nn.BatchNorm2d(4)),
+    squeeze = (lambda v: v.unsqueeze(1).squeeze(1), nn.BatchNorm2d(4)),
+    clone = (lambda v: v.transpose(2, 3).contiguous().clone().detach(), nn.BatchNorm2d(4)),
+    pixels = (lambda v: F.pixel_unshuffle(F.pixel_shuffle(v, 2), 2), nn.BatchNorm2d(4)),
+    shuffled_pixels = (lambda v: F.pixel_shuffle(v, 2), nn.BatchNorm2d(1)),
+    average = (lambda v: F.avg_pool2d(v, 2), nn.BatchNorm2d(4)),
+    uncounted = (lambda v: F.avg_pool2d(v, 3, padding=1, count_include_pad=False), nn.BatchNorm2d(4)),
+    ceil = (lambda v: F.avg_pool2d(v, 3, 2, ceil_mode=True), nn.BatchNorm2d(4)),
+    line = (lambda v: F.avg_pool1d(v.flatten(2), 2), nn.BatchNorm1d(4)),
+    mean = (lambda v: v.mean((2, 3)), nn.BatchNorm1d(4)),
+    mean_kept = (lambda v: v.mean(-1, keepdim=True), nn.BatchNorm2d(4)),
+    mean_name = (lambda v: torch.mean(v, dim=(-2, -1)), nn.BatchNorm1d(4)),
+    nearest = (lambda v: F.interpolate(v, scale_factor=2), nn.BatchNorm2d(4)),
+    bilinear = (nn.Upsample(size=7, mode='bilinear', align_corners=True), nn.BatchNorm2d(4)),
+    bicubic = (lambda v: F.interpolate(v, (9, 5), mode='bicubic', antialias=True), nn.BatchNorm2d(4)),
+    area = (lambda v: F.interpolate(v, 3, mode='area'), nn.BatchNorm2d(4)),
+    plus = (lambda v: v+3, nn.BatchNorm2d(4)),
+    minus = (lambda v: 2-v, nn.BatchNorm2d(4)),
+    times = (lambda v: -v*3/4, nn.BatchNorm2d(4)),
+    rsub = (lambda v: torch.rsub(v, 2, alpha=3), nn.BatchNorm2d(4)),
+    expanded = (lambda v: v[:,:,:1,:1].expand(-1, -1, 3, 3), nn.BatchNorm2d(4)),
+    repeated = (lambda v: v.repeat(1, 1, 2, 1).tile(1, 1, 1, 2).repeat_interleave(2, -1), nn.BatchNorm2d(4)))
+
+@pytest.mark.parametrize('name', crossings)
+def test_crossed_back(name):
+    f,norm = crossings[name]
+    folds(Net(lambda s,x: s.bn(f(s.conv(x))).relu(), conv=conv(k=1), bn=norm), images, others=[(images[:1],), (batch(5, 4, 6, 6),)])
+
+@pytest.mark.parametrize('name', crossings)
+def test_crossed_ahead(name):
+    "a norm before the crossing, and a convolution that takes every channel of what comes out"
+    f,_ = crossings[name]
+    n = f(images)
+    last = (nn.Linear(n.shape[-1], 3) if n.ndim==2 else (nn.Conv1d if n.ndim==3 else nn.Conv2d)(n.shape[1], 3, 1))
+    (keeps if name in ('heads', 'shuffled_pixels') else folds)(Net(lambda s,x: s.l(f(s.bn(x.relu()))), bn=nn.BatchNorm2d(4), l=last), images)
+
+uncrossable = dict(
+    counted = lambda v: F.avg_pool2d(v, 3, padding=1), divisor = lambda v: F.avg_pool2d(v, 2, divisor_override=3),
+    maximum = lambda v: F.max_pool2d(v, 2), power = lambda v: v**2, floor = lambda v: torch.div(v, 2, rounding_mode='floor'),
+    zeros = lambda v: F.pad(v, (1, 1)), gathered = lambda v: v[:,torch.tensor([0, 1, 2, 3])], by_itself = lambda v: v/v.mean(),
+    all_mean = lambda v: v.mean()+v*0, channel_mean = lambda v: v.mean(1, keepdim=True).expand_as(v), softmax = lambda v: v.softmax(1),
+    inverse = lambda v: 1/v, nothing = lambda v: v*0, sum = lambda v: v.sum(2), times_tensor = lambda v: v*v.new_tensor([1., 2., 3., 4.]).view(4, 1, 1),
+    truncated = lambda v: v.float())
+@pytest.mark.parametrize('name', uncrossable)
+def test_not_crossed(name):
+    f = uncrossable[name]
+    norm = nn.BatchNorm1d(4) if f(images).ndim==3 else nn.BatchNorm2d(4)
+    keeps(Net(lambda s,x: s.bn(f(s.conv(x)).double()).relu(), conv=conv(k=1), bn=norm), images)
+    keeps(Net(lambda s,x: s.conv(f(s.bn(x.relu())).double()), bn=nn.BatchNorm2d(4), conv=nn.Conv1d(4, 3, 1) if f(images).ndim==3 else conv(k=1)), images)
+
+def test_parts_normed_apart():
+    "each half has a norm of its own, and a third reader looks at what no norm wants"
+    folds(Net(lambda s,x: (lambda v: (s.a(v[:,:2]), s.b(v[:,2:])))(s.conv(x)), conv=conv(), a=nn.BatchNorm2d(2), b=nn.BatchNorm2d(2)), images, n=2)
+    folds(Net(lambda s,x: (lambda v: (s.a(v[0]), s.b(v[1])))(s.conv(x).chunk(2, 1)), conv=conv(), a=nn.BatchNorm2d(2), b=nn.BatchNorm2d(2)), images, n=2)
+    folds(Net(lambda s,x: (lambda v: (s.a(v[:,:2]), v[:,2:].relu()))(s.conv(x)), conv=conv(), a=nn.BatchNorm2d(2)), images)
+    keeps(Net(lambda s,x: (lambda v: (s.a(v[:,:2]), v[:,1:].relu()))(s.conv(x)), conv=conv(), a=nn.BatchNorm2d(2)), images)
+    keeps(Net(lambda s,x: (lambda v: (s.a(v[:,:2]), v.mul_(2)))(s.conv(x)), conv=conv(), a=nn.BatchNorm2d(2)), images)
+    folds(Net(lambda s,x: (lambda v,w: (s.l(v), w.relu()))(*s.a(x).split([3, 1], 1)), l=conv(3), a=nn.BatchNorm2d(4)), images, n=0)
+    folds(Net(lambda s,x: (lambda v,w: (s.l(v), s.m(w)))(*s.a(x).split([3, 1], 1)), l=conv(3), m=conv(1), a=nn.BatchNorm2d(4)), images)
+    folds(Net(lambda s,x: (lambda v,w: s.l(v))(*s.a(x).split([3, 1], 1)), l=conv(3), a=nn.BatchNorm2d(4)), images)
+    keeps(Net(lambda s,x: x.reshape_as(s.a(x)), a=nn.BatchNorm2d(4)), images, why='nothing uses its output')
 
 @pytest.mark.filterwarnings('ignore:.*is kept')
 def test_view_of_what_is_not_contiguous():
