@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 from fastcore.basics import patch
-from .affine import exact, FoldError, LAYERS, LayerRule, NORMS, NormRule, rule_of
+from .affine import exact, FoldError, LAYER_SCALES, LAYERS, LayerRule, NORMS, NormRule, rule_of
 from .flow import ExampleError, run, tensors_in
 from .plan import Plan, make_plan, norms_of, reason
 from .report import FoldReport
@@ -265,11 +265,12 @@ class BN_Folder:
         layers:Iterable[type]|None=None, # The only types of layer to fold into; all there are rules for by default
         handlers:dict[type|str,NormRule|LayerRule]|None=None, # Rules for further types of norm or layer, or in place of those there are
         forward:bool=True, # Also fold into the layers after a norm?
+        layer_scale:bool=False, # Also fold timm's LayerScale, a multiplication of each channel by a parameter?
         verify:bool=True, # Compare the folded model with the original on the example batch?
         tol:float|None=None # Largest relative difference that verification allows; by default, what rounding explains
     ):
         handlers = handlers or {}
-        self.norms = NORMS | {k:v for k,v in handlers.items() if isinstance(v, NormRule)}
+        self.norms = NORMS | (LAYER_SCALES if layer_scale else {}) | {k:v for k,v in handlers.items() if isinstance(v, NormRule)}
         self.layers = LAYERS | {k:v for k,v in handlers.items() if isinstance(v, LayerRule)}
         self.into,self.forward,self.verify,self.tol = tuple(layers or ()),forward,verify,tol
         self.report:FoldReport|None = None # What the last `fold` or `plan` found

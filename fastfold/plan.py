@@ -119,8 +119,9 @@ def cross(self:Plan, op:Op, step:Step, key:str) -> list[Step]:
 
 # %% ../nbs/03_plan.ipynb #c45a80d5
 def is_computed(layer:nn.Module) -> bool:
-    "Is a weight or bias of `layer` anything else than a plain parameter (weight_norm, spectral_norm, a quantized or distributed tensor)?"
-    return any(type(layer._parameters.get(k)) is not nn.Parameter and getattr(layer, k) is not None for k in ('weight', 'bias'))
+    "Is a weight or bias of `layer` anything else than a plain parameter (weight_norm, spectral_norm, max_norm, a quantized or distributed tensor)?"
+    if getattr(layer, 'max_norm', None) is not None: return True
+    return any(type(layer._parameters.get(k)) is not nn.Parameter and getattr(layer, k, None) is not None for k in ('weight', 'bias'))
 
 # %% ../nbs/03_plan.ipynb #64f25ace
 @patch

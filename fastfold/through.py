@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['THROUGH', 'Step', 'first_step', 'constant', 'along', 'rerun', 'is_active', 'moves_ahead', 'came_from', 'moves_back',
            'is_plain', 'through_moves', 'coefficients', 'through_sum', 'broadcast_back', 'averaged', 'keeps_ones',
-           'through_average', 'functions', 'seen', 'keep_for']
+           'through_average', 'functions', 'attended', 'through_attention', 'seen', 'keep_for']
 
 # %% ../nbs/02_through.ipynb #7f7526b1
 from math import prod
@@ -157,6 +157,31 @@ def through_average(op:Op, step:Step) -> list[Step]|None:
     if not back: channels = channels.squeeze(lost)
     return [Step(other, step.affine, channels.expand(other.shape))]
 
+# %% ../nbs/02_through.ipynb #2e72a8e3
+def functions(names:list[str]) -> list[Callable]:
+    "The functions and methods of these names"
+    return [getattr(o, n) for o in (torch, Tensor) for n in names if hasattr(o, n)]
+
+# %% ../nbs/02_through.ipynb #eac9d741
+def attended(op:Op) -> Value|None:
+    "The values that `op` averages by attention, if it does"
+    if op.func is F.scaled_dot_product_attention:
+        given = dict(zip(('query','key','value','attn_mask','dropout_p'), op.args)) | op.kwargs
+        return given['value'] if given.get('attn_mask') is None and not given.get('dropout_p') else None
+    p,v = op.args if len(op.args)==2 else (None, None)
+    made = p.producer if isinstance(p, Value) else None
+    if made is None or made.func not in functions(['softmax']) + [F.softmax] or not isinstance(v, Value): return None
+    axis = made.kwargs.get('dim', made.args[1] if len(made.args)>1 else None)
+    return v if axis is not None and axis%len(p.shape)==len(p.shape)-1 and p.shape[:-2]==v.shape[:-2] else None
+
+def through_attention(op:Op, step:Step) -> list[Step]|None:
+    "The other side of values being averaged by attention"
+    v,out = attended(op),op.outputs[0]
+    if v is None or op.inputs.count(v)>1 or step.value not in (v, out) or v.shape[:-2]!=out.shape[:-2]: return None
+    channels = constant(step.channels, [len(out.shape)-2])
+    other = v if step.value is out else out
+    return None if channels is None else [Step(other, step.affine, channels.expand(other.shape))]
+
 # %% ../nbs/02_through.ipynb #03c44df0
 _moves = """flatten reshape view reshape_as view_as unflatten transpose permute swapaxes swapdims movedim moveaxis t squeeze unsqueeze contiguous clone
     detach split split_with_sizes chunk tensor_split unbind narrow select expand expand_as broadcast_to flip roll tile repeat repeat_interleave
@@ -164,14 +189,11 @@ _moves = """flatten reshape view reshape_as view_as unflatten transpose permute 
 _sums = 'add sub subtract rsub __rsub__ neg negative'.split()
 _factors = 'mul multiply div divide true_divide'.split() # of a tensor and a number
 
-def functions(names:list[str]) -> list[Callable]:
-    "The functions and methods of these names"
-    return [getattr(o, n) for o in (torch, Tensor) for n in names if hasattr(o, n)]
-
 THROUGH:dict[Callable,Callable[[Op,Step],list[Step]|None]] = { # operation -> its rule
     **dict.fromkeys([*functions(_moves), Tensor.T.__get__, Tensor.mT.__get__], through_moves),
     **dict.fromkeys(functions(_sums), through_sum),
     **dict.fromkeys(functions(_factors), lambda op,step: through_sum(op, step) if len(op.inputs)==1 and 'rounding_mode' not in op.kwargs else None),
+    **dict.fromkeys([*functions(['matmul', '__matmul__', 'bmm']), F.scaled_dot_product_attention], through_attention),
     **dict.fromkeys([*_pools, F.interpolate, torch.mean, Tensor.mean], through_average)}
 
 # %% ../nbs/02_through.ipynb #e402d313

@@ -181,6 +181,42 @@ def test_norm_of_some_columns():
     folds(Net(lambda s,x: s.l(torch.cat([x[:,:2], s.bn(x[:,2:]), x], dim=-1)), bn=nn.BatchNorm1d(3), l=nn.Linear(10, 4)), batch(6, 5))
     keeps(Net(lambda s,x: s.l(torch.cat([s.bn(x), x], 0)), bn=nn.BatchNorm1d(5), l=nn.Linear(5, 4)), batch(6, 5))
 
+# further kinds of norm and layer
+
+@pytest.mark.parametrize('padding_idx', [None, 1])
+def test_embedding(padding_idx):
+    model = nn.Sequential(nn.Embedding(9, 4, padding_idx=padding_idx), nn.BatchNorm1d(4), nn.ReLU())
+    folds(model, torch.tensor([1, 2, 8]))
+    keeps(model, torch.arange(8).view(2, 4))
+    folds(Net(lambda s,i: s.bn(s.e(i).transpose(1, 2)).relu(), e=nn.Embedding(9, 4), bn=nn.BatchNorm1d(4)), torch.arange(8).view(2, 4))
+def test_embedding_tied_to_the_output():
+    model = Net(lambda s,i: s.out(s.bn(s.e(i)).relu()), e=nn.Embedding(9, 4), bn=nn.BatchNorm1d(4), out=nn.Linear(4, 9, bias=False))
+    model.out.weight = model.e.weight
+    keeps(model, torch.tensor([1, 2, 8]))
+def test_embedding_that_renormalizes():
+    keeps(nn.Sequential(nn.Embedding(9, 4, max_norm=.1), nn.BatchNorm1d(4), nn.ReLU()), torch.tensor([1, 2, 8]))
+
+@pytest.mark.parametrize('n', [1, 2, 3])
+@pytest.mark.parametrize('affine', [True, False])
+def test_instance_norm(n, affine):
+    c,norm = getattr(nn, f'Conv{n}d')(4, 4, 3),getattr(nn, f'InstanceNorm{n}d')
+    folds(nn.Sequential(c, norm(4, affine=affine, track_running_stats=True), nn.ReLU()), batch(2, 4, *[6]*n))
+    folds(nn.Sequential(c, norm(4, affine=affine, track_running_stats=True), nn.ReLU()), batch(4, *[6]*n))
+    keeps(nn.Sequential(c, norm(4, affine=affine)), batch(2, 4, *[6]*n), why='no running statistics')
+def test_lazy_norm():
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d())
+    model(images.float())
+    folds(model, images)
+
+def test_layer_scale():
+    layers = pytest.importorskip('timm.layers')
+    for inplace in (False, True):
+        flat = nn.Sequential(nn.Linear(4, 3), layers.LayerScale(3, .3, inplace))
+        assert not fold(flat, batch(2, 5, 4)).rows
+        folds(flat, batch(2, 5, 4), layer_scale=True)
+        folds(nn.Sequential(conv(), nn.Identity(), layers.LayerScale2d(4, .3, inplace), nn.BatchNorm2d(4)), images, n=2, layer_scale=True)
+        keeps(nn.Sequential(nn.ReLU(), layers.LayerScale2d(4, .3, inplace), nn.ReLU()), images, layer_scale=True)
+
 # what can stand between a layer and its norm
 
 crossings = dict(
@@ -248,6 +284,20 @@ def test_not_crossed(name):
     norm = nn.BatchNorm1d(4) if f(images).ndim==3 else nn.BatchNorm2d(4)
     keeps(Net(lambda s,x: s.bn(f(s.conv(x)).double()).relu(), conv=conv(k=1), bn=norm), images)
     keeps(Net(lambda s,x: s.conv(f(s.bn(x.relu())).double()), bn=nn.BatchNorm2d(4), conv=nn.Conv1d(4, 3, 1) if f(images).ndim==3 else conv(k=1)), images)
+
+def attention(s, x, mix):
+    "two heads over the pixels, as BoTNet has them"
+    q,k,v = s.conv(x).reshape(len(x), 6, 2, -1).split(2, 1)
+    q,k,v = (t.transpose(1, 2).transpose(-1, -2) for t in (q, k, v))
+    return s.bn(mix(q, k, v).transpose(-1, -2).transpose(1, 2).reshape(len(x), 4, *x.shape[2:]))
+@pytest.mark.parametrize('mix', [lambda q,k,v: (q@k.mT).softmax(-1)@v, lambda q,k,v: torch.matmul(F.softmax(q@k.mT, dim=3), v),
+    lambda q,k,v: F.scaled_dot_product_attention(q, k, v), lambda q,k,v: F.scaled_dot_product_attention(q, k, v, is_causal=True)])
+def test_attention(mix):
+    folds(Net(lambda s,x: attention(s, x, mix).relu(), conv=conv(4, 12, 1), bn=nn.BatchNorm2d(4)), images, others=[(images[:1],)])
+@pytest.mark.parametrize('mix', [lambda q,k,v: (q@k.mT).softmax(-2)@v, lambda q,k,v: (q@k.mT).sigmoid()@v, lambda q,k,v: (q@k.mT).softmax(-1).tril()@v,
+    lambda q,k,v: (v@v.mT).softmax(-1)@v, lambda q,k,v: F.scaled_dot_product_attention(q, k, v, torch.ones(36, 36, dtype=torch.bool).tril(-1)),
+    lambda q,k,v: F.scaled_dot_product_attention(v, k, v), lambda q,k,v: v@(v.mT@v).softmax(-1)])
+def test_no_attention(mix): keeps(Net(lambda s,x: attention(s, x, mix).relu(), conv=conv(4, 12, 1), bn=nn.BatchNorm2d(4)), images)
 
 def test_parts_normed_apart():
     "each half has a norm of its own, and a third reader looks at what no norm wants"
