@@ -81,6 +81,21 @@ class Plan:
     @property
     def names(self) -> dict[nn.Module,str]: return self.flow.names
 
+# %% ../nbs/03_plan.ipynb #e6dbbe4d
+@patch
+def is_gone(self:Plan, m:Any) -> bool:
+    "Is `m` a norm that has a home, and leaves nothing behind?"
+    return m in self.homes and self.is_bare(m)
+
+@patch
+def blocker(self:Plan, value:Value) -> Op|None:
+    "What can't be crossed on any way back from `value`; None if there may be a way"
+    op = value.producer
+    if op is None or has_kind(op.func, self.layers): return None
+    if not (self.is_gone(op.func) or op.func in THROUGH): return op
+    found = [self.blocker(v) for v in op.inputs]
+    return found[-1] if found and all(found) else None
+
 # %% ../nbs/03_plan.ipynb #05de7457
 @patch
 def back(self:Plan, step:Step, user:Op) -> Iterator[Edit]:
@@ -91,7 +106,8 @@ def back(self:Plan, step:Step, user:Op) -> Iterator[Edit]:
         if u is not user and (step := keep_for(u, step)) is None: raise Keep('users', op=u)
     op = value.producer
     if op is None: raise Keep('from_input')
-    if op.func in self.homes and self.is_bare(op.func): yield from self.back(step._replace(value=op.inputs[0]), op)
+    if blocker := self.blocker(value): raise Keep('from_op', op=blocker)
+    if self.is_gone(op.func): yield from self.back(step._replace(value=op.inputs[0]), op)
     elif has_kind(op.func, self.layers): yield self.edit(op, 'after', step)
     else:
         for s in self.cross(op, step, 'from_op'): yield from self.back(s, op)
@@ -101,8 +117,10 @@ def back(self:Plan, step:Step, user:Op) -> Iterator[Edit]:
 def ahead(self:Plan, step:Step) -> Iterator[Edit]:
     "The layers that can take a value as it was before what `step` says was done to it"
     if step.value.escape: raise Keep('escapes', side='output', why=step.value.escape)
+    for op in step.value.users:
+        if not (self.is_gone(op.func) or has_kind(op.func, self.layers) or op.func in THROUGH): raise Keep('to_op', op=op)
     for op in dict.fromkeys(step.value.users):
-        if op.func in self.homes and self.is_bare(op.func): yield from self.ahead(step._replace(value=op.outputs[0]))
+        if self.is_gone(op.func): yield from self.ahead(step._replace(value=op.outputs[0]))
         elif has_kind(op.func, self.layers): yield self.edit(op, 'before', step)
         else:
             for s in self.cross(op, step, 'to_op'): yield from self.ahead(s)

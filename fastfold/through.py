@@ -65,14 +65,15 @@ def moves_ahead(op:Op, step:Step) -> list[Step]:
 
 # %% ../nbs/02_through.ipynb #74182aa7
 def came_from(
-    moved:Tensor, # For each element, the number of the one it came from; int64
-    channels:Tensor, # What is wanted there
+    moved:Tensor, # [m] for each element, the number of the one it came from; int64
+    channels:Tensor, # [m] what is wanted there
     n:int # How many elements there were
 ) -> Tensor|None: # [n], -1 for those that were left out; None if one element should become two things
     "`channels` where the elements came from"
-    res = torch.full((n,), -1)
-    res[moved[channels>=0]] = channels[channels>=0]
-    return res if ((res[moved]==channels) | (channels<0)).all() else None
+    wanted = channels>=0
+    if not wanted.all(): moved,channels = moved[wanted],channels[wanted]
+    res = torch.full((n,), -1).scatter_(0, moved, channels)
+    return res if torch.equal(res[moved], channels) else None
 
 def moves_back(op:Op, step:Step) -> list[Step]|None:
     "What the inputs of `op` must become for one of its outputs to become what is wanted, and the others to stay as they are"
@@ -80,8 +81,7 @@ def moves_back(op:Op, step:Step) -> list[Step]|None:
     sizes = [prod(v.shape) for v in inputs]
     numbers = torch.arange(sum(sizes)).split(sizes)
     moved = rerun(op, {v:n.view(v.shape) for v,n in zip(inputs, numbers)})
-    idle = [torch.tensor(step.idle if v.users or v.escape else -1).expand(v.shape) for v in op.outputs]
-    wanted = [step.channels if v is step.value else i for v,i in zip(op.outputs, idle)]
+    wanted = [step.channels if v is step.value else torch.full(v.shape, step.idle if v.users or v.escape else -1) for v in op.outputs]
     origin = came_from(*(torch.cat([t.flatten() for t in ts]) for ts in (moved, wanted)), sum(sizes))
     if origin is None: return None
     parts = [o.view(v.shape) for v,o in zip(inputs, origin.split(sizes))]
@@ -123,7 +123,7 @@ def broadcast_back(step:Step) -> Step|None: # step.channels: of what `step.value
     shape = step.value.shape
     if tuple(step.channels.shape)==shape: return step
     moved = torch.arange(prod(shape)).view(shape).expand(step.channels.shape)
-    channels = came_from(moved, step.channels, prod(shape))
+    channels = came_from(moved.flatten(), step.channels.flatten(), prod(shape))
     return channels if channels is None else step._replace(channels=channels.view(shape))
 
 # %% ../nbs/02_through.ipynb #1d6a93a2
