@@ -14,13 +14,11 @@ from typing import Any, Iterable, Iterator
 import logging, math, warnings
 import torch
 from torch import nn, Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_map_only
 from fastcore.basics import patch
 from .affine import exact, FoldError, LAYER_SCALES, LAYERS, LayerRule, NORMS, NormRule, rule_of
-from .flow import ExampleError, run, tensors_in
+from .example import examples
+from .flow import ExampleError, fresh, run, tensors_in
 from .plan import Plan, make_plan, norms_of, reason
 from .report import FoldReport
 
@@ -154,10 +152,6 @@ def disagreement(expected:Any, got:Any) -> float:
     return math.inf if len(a)!=len(b) else max(map(difference, a, b), default=0.)
 
 # %% ../nbs/04_folder.ipynb #dfe7c1f8
-def fresh(*trees:Any) -> Any:
-    "`trees` with copies of their tensors: a model may write into its input"
-    return tree_map_only(Tensor, lambda t: t.detach().clone(), trees)
-
 @contextmanager
 def nudged(norms:list[nn.Module], eps:float) -> Iterator[None]:
     "Change the input of each norm by a random relative `eps` or less, wherever it runs"
@@ -175,19 +169,21 @@ def nudged(norms:list[nn.Module], eps:float) -> Iterator[None]:
 class Check:
     "Compares folded models with what the original returned when `plan` was made"
     plan:Plan
-    args:tuple
-    kwargs:dict
     tol:float|None=None # Largest relative difference allowed; by default what rounding explains
     _floor:float|None=None
 
     def __post_init__(self):
-        if not any(t.isfinite().any() for t in tensors_in(self.plan.flow.result)): raise FoldError(
+        if not any(t.isfinite().any() for t in self.expected): raise FoldError(
             f"{type(self.plan.model).__name__} returns no finite number on the example batch, so a fold of it can't be verified: "
             "give another batch, or use BN_Folder(verify=False)")
 
+    @property
+    def expected(self) -> list[Tensor]: return tensors_in([p.result for p in self.plan.flow.passes])
+
     def error(self, model:nn.Module) -> float:
         "How much `model` differs from the original on the example batch; inf if it fails"
-        try: return disagreement(self.plan.flow.result, run(model, *fresh(self.args, self.kwargs)))
+        def again(p): return run(model.get_submodule(p.name), *fresh(p.args, p.kwargs))
+        try: return max(disagreement(p.result, again(p)) for p in self.plan.flow.passes)
         except Exception as e:
             log.info("a folded model failed on the example batch: %s", e)
             return math.inf
@@ -196,7 +192,7 @@ class Check:
 @patch(as_prop=True)
 def eps(self:Check) -> float:
     "Resolution of the coarsest dtype among outputs and folded weights"
-    ts = tensors_in(self.plan.flow.result) + [e.layer.weight for h in self.plan.homes.values() for e in h]
+    ts = self.expected + [e.layer.weight for h in self.plan.homes.values() for e in h]
     return max((torch.finfo(t.dtype).eps for t in ts if t.is_floating_point()), default=0.)
 
 @patch(as_prop=True)
@@ -237,27 +233,6 @@ def blame(self:Check, err:float) -> dict[nn.Module,str]: # The norm, and the rea
     warnings.warn(f"'{name}' is kept: {why}. Please report this, with the model")
     return {norm:why}
 
-# %% ../nbs/04_folder.ipynb #ac877c56
-_sizes = {1: (64, 256, 1024, 16384, 16, 4), 2: (64, 224, 32, 28, 128, 256, 299, 384, 512, 16, 8, 4, 1), 3: (16, 32, 64, 112, 8, 4, 1)}
-
-def example_shapes(m:nn.Module) -> list[tuple[int,...]]:
-    "Shapes of a batch of two that a model with `m` as its first layer may take"
-    if isinstance(m, nn.Embedding): return [(2,8)]
-    if isinstance(m, nn.Linear): return [(2,m.in_features), (2,8,m.in_features)]
-    if isinstance(m, nn.BatchNorm1d): return [(2,m.num_features), (2,m.num_features,64)]
-    n = len(m.kernel_size) if isinstance(m, _ConvNd) else 3 if isinstance(m, nn.BatchNorm3d) else 2
-    sizes = sorted(_sizes[n]) if isinstance(m, _ConvTransposeNd) else _sizes[n] # a generator starts from a point
-    return [(2, m.in_channels if isinstance(m, _ConvNd) else m.num_features, *(s,)*n) for s in sizes]
-
-# %% ../nbs/04_folder.ipynb #ee4959f9
-def examples(model:nn.Module) -> Iterator[Tensor]:
-    "Batches that `model` may take, judging by its first layer"
-    m = next((m for m in model.modules() if isinstance(m, (nn.Linear, _ConvNd, _BatchNorm, nn.Embedding)) and next(m.parameters(), None) is not None), None)
-    gen = torch.Generator().manual_seed(0)
-    for s in example_shapes(m) if m else ():
-        x = torch.zeros(s, dtype=torch.long) if isinstance(m, nn.Embedding) else torch.randn(s, generator=gen).to(next(m.parameters()).dtype)
-        yield x.to(next(m.parameters()).device)
-
 # %% ../nbs/04_folder.ipynb #d2f6aaff
 class BN_Folder:
     "Folds the norms of a model into the layers beside them"
@@ -281,15 +256,17 @@ class BN_Folder:
 
 # %% ../nbs/04_folder.ipynb #dab484c7
 @patch
-def _make_plan(self:BN_Folder, model:nn.Module, args:tuple, kwargs:dict) -> tuple[Plan,tuple]: # The plan, and the inputs it was made with
-    "A plan from the example batch, or from one that is inferred"
+def _make_plan(self:BN_Folder, model:nn.Module, args:tuple, kwargs:dict) -> Plan:
+    "A plan from the example batch, or from one that is inferred, or from what can be run alone"
     check_model(model)
     make = partial(make_plan, model, norms=self.norms, layers=self.layers, into=self.into, forward=self.forward)
-    if args or kwargs or not norms_of(model, self.norms): return make(*fresh(args, kwargs)),args
+    if args or kwargs or not norms_of(model, self.norms): return make(args, kwargs)
     cause = None
-    for x in examples(model):
-        try: return make(*fresh((x,), {})),(x,)
+    for xb in examples(model):
+        try: return make(xb)
         except ExampleError as e: cause = e
+    plan = make(None)
+    if plan.flow.passes: return plan
     raise FoldError(f"no example batch could be inferred for {type(model).__name__}: give one, as in fold(model, xb)") from cause
 
 # %% ../nbs/04_folder.ipynb #850564ac
@@ -304,19 +281,18 @@ def plan(self:BN_Folder,
     kw:dict|None=None # Keyword inputs
 ) -> FoldReport:
     "What `fold` would do, without doing it"
-    plan,_ = self._make_plan(model, xb, kw or {})
-    plan,changes = sound_changes(plan)
+    plan,changes = sound_changes(self._make_plan(model, xb, kw or {}))
     with placed(model, changes): after = count(model)
     self.report = FoldReport(plan.rows(), count(model), after)
     return self.report
 
 # %% ../nbs/04_folder.ipynb #6da7e65c
 @patch
-def _agreeing(self:BN_Folder, plan:Plan, args:tuple, kw:dict, inplace:bool) -> tuple[Plan,list[Change],nn.Module,float|None]:
+def _agreeing(self:BN_Folder, plan:Plan, inplace:bool) -> tuple[Plan,list[Change],nn.Module,float|None]:
     "Fold, compare, and fold less until the outputs agree: the plan carried out, its changes, the model, and the difference"
     while True:
         plan,changes = sound_changes(plan)
-        check = Check(plan, args, kw, self.tol) if self.verify and changes else None
+        check = Check(plan, self.tol) if self.verify and changes else None
         with placed(plan.model, changes) if inplace else nullcontext(copy_with(plan.model, changes)) as res:
             err = check.error(res) if check else None
         if check is None or check.passes(err): return plan,changes,res,err
@@ -333,9 +309,8 @@ def fold(self:BN_Folder,
     "`model` with every norm folded that has an exact home"
     if inplace and self.changes and self.model is not model: raise FoldError(
         f"this BN_Folder holds what it took from another {type(self.model).__name__}: `unfold` that first, or use a new BN_Folder")
-    plan,args = self._make_plan(model, xb, kw or {})
-    before = count(model)
-    plan,changes,res,err = self._agreeing(plan, args, kw or {}, inplace)
+    plan,before = self._make_plan(model, xb, kw or {}),count(model)
+    plan,changes,res,err = self._agreeing(plan, inplace)
     if inplace:
         place(model, changes)
         self.model,self.changes = model,self.changes + changes

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten
 from torch.nn.modules.batchnorm import _NormBase
 from fastcore.basics import patch
 from .affine import *
+from .example import *
 from .flow import *
 from .report import FoldRow
 from .through import *
@@ -288,17 +289,17 @@ def rows(self:Plan) -> list[FoldRow]: # One per norm, in order of execution
 # %% ../nbs/03_plan.ipynb #54f01d75
 def make_plan(
     model:nn.Module,
-    args:tuple=(), # Positional inputs: one example batch
+    args:tuple|None=(), # Positional inputs: one example batch; None if there is none
     kwargs:dict|None=None, # Keyword inputs
     norms:dict[type|str,NormRule]=NORMS, # Rules for norms, by type
     layers:dict[type|str,LayerRule]=LAYERS, # Rules for layers, by type
     **options # `into`, `forward`, `banned` of `Plan`
 ) -> Plan:
     "Where each norm of `model` can go, as far as one example batch shows"
-    rules = norms|layers
+    rules,found = norms|layers,norms_of(model, norms)
     def is_leaf(m):
         if not (isinstance(m, _NormBase) or has_kind(m, rules)): return False
         return rule_of(m, rules) is not None or set(m._modules)<={'parametrizations'}
-    found = norms_of(model, norms)
-    flow = record(model, args, kwargs, is_leaf) if found else Flow()
-    return Plan(model, flow, in_order(found, flow), norms, layers, **options).settle()
+    rec = record(model, args, kwargs, is_leaf) if found and args is not None else Recorder(model, is_leaf)
+    if not rec.flow.called.issuperset(found): follow_rest(rec, model, found, nn.Module if rec.flow.passes else nn.Sequential)
+    return Plan(model, rec.flow, in_order(found, rec.flow), norms, layers, **options).settle()
