@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
 from torch.utils import dlpack
-from fastfold.affine import NORMS, NormRule
+from fastfold.affine import Affine, LayerRule, LinearMap, NORMS, NormRule, conv_axis, conv_obstacle
 from fastfold.folder import BN_Folder, FoldError
 from random_nets import check, difference, live, nets
 
@@ -216,6 +216,64 @@ def test_layer_scale():
         folds(flat, batch(2, 5, 4), layer_scale=True)
         folds(nn.Sequential(conv(), nn.Identity(), layers.LayerScale2d(4, .3, inplace), nn.BatchNorm2d(4)), images, n=2, layer_scale=True)
         keeps(nn.Sequential(nn.ReLU(), layers.LayerScale2d(4, .3, inplace), nn.ReLU()), images, layer_scale=True)
+
+# parts that the example doesn't reach, and models without one
+
+class Aux(nn.Module):
+    "A head that runs in training only, as Inception has"
+    def __init__(self):
+        super().__init__()
+        self.conv,self.bn,self.out = conv(k=1, bias=False),nn.BatchNorm2d(4),nn.Linear(4, 2)
+    def forward(self, x): return self.out(self.bn(self.conv(x)).relu().mean((2, 3)))
+
+def with_aux(aux, use=lambda s,x: s.aux(x), **more):
+    return Net(lambda s,x: (s.bn(s.conv(x)), use(s, x)) if s.training else s.bn(s.conv(x)), **dict(conv=conv(), bn=nn.BatchNorm2d(4), aux=aux) | more)
+
+@pytest.mark.parametrize('aux', [Aux, lambda: nn.Sequential(conv(), nn.BatchNorm2d(4)), lambda: nn.ModuleList([nn.ReLU(), Aux()])])
+def test_not_reached(aux):
+    model = live(with_aux(aux()))
+    folder = BN_Folder()
+    folded = folder.fold(model, images)
+    assert len(folder.report.folded)==2 and folder.report.max_err<1e-12, folder.report
+    a,b = (m.aux[-1] if isinstance(m.aux, nn.ModuleList) else m.aux for m in (model, folded))
+    with torch.no_grad(): assert difference([a(images)], [b(images)])<1e-9
+def test_not_reached_but_shared():
+    "the rest of the model may use a part of it otherwise"
+    aux,c = Aux(),conv(k=1, bias=False)
+    tied = with_aux(aux, more=Net(lambda s,x: s.conv(x), conv=c))
+    c.weight = aux.conv.weight
+    assert 'never runs it' in folds(tied, images).kept[0].reason
+    aux = Aux()
+    assert 'never runs it' in folds(with_aux(aux, other=aux.conv), images).kept[0].reason
+    aux = Aux()
+    keeps(Net(lambda s,x: (s.aux.conv(x), s.aux(x)) if s.training else s.aux.conv(x), aux=aux), images)
+def test_lying_rule_for_what_is_not_reached():
+    class Liar(LinearMap):
+        def absorb_after(self, a): super().absorb_after(Affine(a.scale*2, a.shift))
+    model,folder = live(with_aux(Aux())),BN_Folder(handlers={nn.Conv2d: LayerRule(conv_axis, conv_obstacle, Liar)})
+    with pytest.warns(UserWarning, match='is kept'): folded = folder.fold(model, images)
+    assert not folder.report.folded and isinstance(folded.aux.bn, nn.BatchNorm2d)
+
+class WordAndImage(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed,self.linear,self.conv,self.bn = nn.Embedding(5, 4),nn.Linear(4, 4),conv(),nn.BatchNorm2d(4)
+    def forward(self, image, word, scale=1.): return self.linear(self.embed(word)).mean(1) + self.bn(self.conv(image)).mean((2, 3))*scale
+def test_inferred_from_two_inputs(): assert not BN_Folder().plan(live(WordAndImage())).kept
+class Odd(nn.Module):
+    "Takes what can't be guessed"
+    def __init__(self, body, **more):
+        super().__init__()
+        self.body = body
+        for k,m in more.items(): setattr(self, k, m)
+    def forward(self, x, n): return self.body(x)*int(n)
+def test_sequentials_of_a_model_that_nothing_is_known_of():
+    model = live(Odd(nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU()), other=Aux()))
+    folder = BN_Folder()
+    folded = folder.fold(model)
+    assert [r.name for r in folder.report.folded]==['body.1'] and folder.report.max_err<1e-12
+    with torch.no_grad(): assert difference([model(images, 2)], [folded(images, 2)])<1e-9
+    with pytest.raises(FoldError, match='give one'): BN_Folder().fold(live(Odd(Aux())))
 
 # what can stand between a layer and its norm
 
