@@ -178,6 +178,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'fastfold.folder.Check.expected': ('folder.html#check.expected', 'fastfold/folder.py'),
                                  'fastfold.folder.Check.floor': ('folder.html#check.floor', 'fastfold/folder.py'),
                                  'fastfold.folder.Check.passes': ('folder.html#check.passes', 'fastfold/folder.py'),
+                                 'fastfold.folder.Check.twin': ('folder.html#check.twin', 'fastfold/folder.py'),
+                                 'fastfold.folder.Check.verdict': ('folder.html#check.verdict', 'fastfold/folder.py'),
                                  'fastfold.folder.check_model': ('folder.html#check_model', 'fastfold/folder.py'),
                                  'fastfold.folder.copy_with': ('folder.html#copy_with', 'fastfold/folder.py'),
                                  'fastfold.folder.count': ('folder.html#count', 'fastfold/folder.py'),

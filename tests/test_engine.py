@@ -637,6 +637,22 @@ def test_liar(name, inplace):
     assert difference(want, tensors(folded, images))<1e-9
     assert [o.kind for o in folder.report.kept]==['Lied', 'Lied'] and len(folder.report.folded)==3
 
+def chaos(s, x): return torch.sin(s.bn(s.conv(x)).double()*1e8).to(x.dtype)
+def test_rounding_hides_nothing():
+    "where every last digit matters, float64 shows whether a fold is right"
+    class Liar(LinearMap):
+        def absorb_after(self, a): super().absorb_after(Affine(a.scale*1.001, a.shift))
+    model,x = live(pair(chaos), torch.float32),images.float()
+    folder = BN_Folder()
+    folder.fold(model, x)
+    assert len(folder.report.folded)==1 and folder.report.max_err<1e-3, folder.report
+    folder = BN_Folder(handlers={nn.Conv2d: LayerRule(conv_axis, conv_obstacle, Liar)})
+    with pytest.warns(UserWarning, match='is kept'): folded = folder.fold(model, x)
+    assert not folder.report.folded and isinstance(folded.bn, nn.BatchNorm2d)
+
+    def only_single(s, x): return chaos(s, x + torch.linspace(0, 1, 6) if x.dtype==torch.float32 else None)
+    with pytest.warns(UserWarning, match='not verified'): BN_Folder().fold(live(pair(only_single), torch.float32), x)
+
 @pytest.mark.parametrize('how', ['nan', 'object'])
 def test_nothing_to_compare(how):
     "outputs that say nothing can't verify a lie"
