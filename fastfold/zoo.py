@@ -22,9 +22,12 @@ from .folder import BN_Folder, disagreement
 if TYPE_CHECKING: import pandas as pd
 
 # %% ../nbs/09_zoo.ipynb #1e07b3aa
-def live_norms(model:nn.Module) -> nn.Module: # `model` itself
+def live_norms(
+    model:nn.Module,
+    seed:int=0 # Others give other numbers
+) -> nn.Module: # `model` itself
     "Give every norm of `model` random weights and running statistics, reproducibly"
-    g = torch.Generator().manual_seed(0)
+    g = torch.Generator().manual_seed(seed)
     def fill(t, lo, hi):
         if t is not None: t.data.copy_(torch.rand(t.shape, generator=g, dtype=torch.float64)*(hi-lo) + lo)
     for m in model.modules():
