@@ -56,12 +56,13 @@ def check_known(archs:list[str]|None, size:int, peers:bool, seed:int, out:str, p
     for o in FOLDERS if peers else ():
         if o not in folders: print(f'{o} is not installed: pip install "fastfold[peers]"')
     trials = run(nets, folders, seed, progress)
+    if all(t.folder=='original' for t in trials): raise FoldError('none of these networks can be made and run here')
     print(f'\n{summary(trials)}\n\nIn {out}: {", ".join(o.name for o in save(trials, path))}')
     if wrong := complaints(nets, trials): raise FoldError('; '.join(wrong))
 
 # %% ../nbs/10_cli.ipynb #f5e9b1cc
 def zoo(
-    archs:Annotated[str, dict(opt=False, nargs='*')]=None, # Names of networks in torchvision, timm or fastai, or JSON files that list some; a selection by default
+    archs:Annotated[str, dict(opt=False, nargs='*')]=None, # Names of networks in torchvision, timm or fastai, or JSON files of such; a selection by default
     size:int=64, # Width and height of the pictures, pixels; larger where a network needs it
     peers:bool=False, # Try the other folders that are installed, too
     fuzz:int=0, # Check that many random networks instead

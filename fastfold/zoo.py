@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FOLDERS', 'SELECTION', 'live_norms', 'NormCounter', 'norm_ops', 'fold_fastfold', 'fold_fx', 'fold_jit',
-           'fold_fasterai', 'fold_mmcv', 'fold_qsparse', 'installed', 'Trial', 'quiet', 'reasons', 'trial', 'prepared',
-           'compare', 'table', 'summary', 'Architecture', 'architectures', 'run', 'complaints', 'draw', 'save']
+           'fold_fasterai', 'fold_mmcv', 'fold_qsparse', 'installed', 'Trial', 'quiet', 'first_line', 'reasons',
+           'trial', 'prepared', 'compare', 'table', 'summary', 'Architecture', 'architectures', 'run', 'complaints',
+           'draw', 'save']
 
 # %% ../nbs/09_zoo.ipynb #096adc20
 from argparse import ArgumentTypeError
@@ -59,6 +60,7 @@ class NormCounter(TorchDispatchMode):
 
 def norm_ops(model:Callable, *xb:Any) -> int:
     "How many norm operations `model` runs on a batch"
+    if isinstance(model, torch.jit.ScriptModule): return sum('batch_norm' in n.kind() for n in model.inlined_graph.nodes())
     with NormCounter() as counter, torch.no_grad(): model(*xb)
     return counter.n
 
@@ -123,6 +125,10 @@ def quiet() -> Iterator[None]:
         warnings.simplefilter('ignore')
         yield
 
+def first_line(e:Exception) -> str:
+    "What went wrong, in one line"
+    return f'{type(e).__name__}: {e}'.partition('\n')[0]
+
 def reasons(model:nn.Module, *xb:Any) -> dict[str,int]: # Reason -> norms, the commonest first
     "Why fastfold keeps norms of `model`"
     return {why:len(at) for why,at in by_reason(BN_Folder(verify=False).plan(model, *xb).kept)}
@@ -143,7 +149,7 @@ def trial(
             res.seconds = time.perf_counter()-start
             res.left,res.error = norm_ops(folded, *xb),disagreement(expected, folded(*xb))
             if fold is fold_fastfold: res.reasons = reasons(model, *xb)
-        except Exception as e: res.failure = f'{type(e).__name__}: {e}'
+        except Exception as e: res.failure = first_line(e)
     return res
 
 # %% ../nbs/09_zoo.ipynb #c6b82856
@@ -184,7 +190,7 @@ def summary(trials:list[Trial]) -> 'pd.DataFrame': # One row per folder
     "How often each folder was right, and how many norm operations it took away when it was"
     import pandas as pd
     rows = []
-    for f in dict.fromkeys(t.folder for t in trials):
+    for f in dict.fromkeys(t.folder for t in trials if t.folder!='original'):
         ts = [t for t in trials if t.folder==f]
         count = Counter('right' if t.verdict.isdigit() else t.verdict for t in ts)
         norms,left = sum(t.norms for t in ts),sum(t.remaining for t in ts)
@@ -272,15 +278,13 @@ def architectures(
     return [Architecture(n, makers[n], batches(n, [tuple(o.get('hw', (size,size)))], seed), o.get('left')) for n,o in asked.items()]
 
 # %% ../nbs/09_zoo.ipynb #361a1595
-SELECTION = '''resnet18 vgg11_bn densenet121 mobilenet_v2 mobilenet_v3_small efficientnet_b0 regnet_y_400mf shufflenet_v2_x0_5 lraspp_mobilenet_v3_large
+SELECTION = '''
+    resnet18 vgg11_bn densenet121 mobilenet_v2 mobilenet_v3_small efficientnet_b0 regnet_y_400mf shufflenet_v2_x0_5 lraspp_mobilenet_v3_large
     xresnet18 vision_learner unet_learner tabular_learner
-    resnetv2_18d dpn68 cs3darknet_s ghostnet_050 hrnet_w18_small levit_conv_128s mobileone_s0 repvit_m1 resnest14d starnet_s100 xception41p xcit_nano_12_p8_384'''.split()
+    resnetv2_18d dpn68 cs3darknet_s ghostnet_050 hrnet_w18_small levit_conv_128s mobileone_s0 repvit_m1 resnest14d starnet_s100 xception41p
+    xcit_nano_12_p8_384'''.split()
 
 # %% ../nbs/09_zoo.ipynb #03b2be2c
-def first_line(e:Exception) -> str:
-    "What went wrong, in one line"
-    return f'{type(e).__name__}: {e}'.partition('\n')[0]
-
 def try_folders(
     arch:Architecture,
     folders:dict[str,Callable], # Name -> function
@@ -364,11 +368,11 @@ def draw_head(ax:'Axes', total:'pd.DataFrame', n:int, xs:list[float], width:floa
     "Name the folders over their columns, with what each left in all `n` networks together"
     norms = total.norms.max()
     write(ax, 0, .5, 'Norm operations left by each folder', size=13, weight='bold')
-    write(ax, 28, 2.2, 'before', size=7.5, color='soft', ha='right')
+    ax.text(28, 2.55, 'before', size=8, color=colors['soft'], ha='right', va='baseline')
     write(ax, 0, 3.4, 'all' + f' {n}'*(n>1), size=7.5, weight='bold')
     write(ax, 28, 3.4, str(norms), size=7.5, ha='right', weight='bold')
     for x,(f,t) in zip(xs, total.iterrows()):
-        write(ax, x, 2.1, re.sub(r'[ .](?=\w+$)', '\n', f), size=8, linespacing=1.1)
+        ax.text(x, 2.55, re.sub(r'[ .](?=\w+$)', '\n', f), size=8, linespacing=1.1, color=colors['ink'], va='baseline')
         draw_cell(ax, x, 3.4, width, norms, norms-t.removed, str(norms-t.removed))
     ax.hlines(4, 0, 99, color=colors['line'], lw=1)
 
