@@ -69,6 +69,7 @@ def rescale(m, args, out): return out*2
 def store(m, args, out): m.seen = out
 def write(m, args, out): out.mul_(2)
 
+# %% ../nbs/11_fuzz.ipynb #73b56195
 def entangle(
     choose:Callable, # Picks one item of a list
     net:RandomNet, # Changed in place

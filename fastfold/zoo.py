@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['FOLDERS', 'SELECTION', 'live_norms', 'NormCounter', 'norm_ops', 'fold_fastfold', 'fold_fx', 'fold_jit',
-           'fold_fasterai', 'fold_mmcv', 'fold_qsparse', 'installed', 'Trial', 'quiet', 'first_line', 'reasons',
-           'trial', 'prepared', 'compare', 'table', 'summary', 'Architecture', 'architectures', 'run', 'complaints',
-           'draw', 'save']
+           'fold_fasterai', 'fold_mmcv', 'fold_qsparse', 'installed', 'Trial', 'quiet', 'trial', 'compare', 'table',
+           'summary', 'Architecture', 'architectures', 'run', 'complaints', 'draw', 'save']
 
 # %% ../nbs/09_zoo.ipynb #096adc20
 from argparse import ArgumentTypeError
@@ -25,7 +24,7 @@ from torch import nn, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from .bench import show_rounds
-from .flow import fixed_rng
+from .flow import fixed_rng, tensors_in
 from .folder import BN_Folder, disagreement
 from .report import by_reason, card, colors, elide, marks, write
 
@@ -117,7 +116,7 @@ class Trial:
         "Norm operations that the folder could not take away and be right"
         return self.left if self.verdict.isdigit() else self.norms
 
-# %% ../nbs/09_zoo.ipynb #64480333
+# %% ../nbs/09_zoo.ipynb #d424dabc
 @contextmanager
 def quiet() -> Iterator[None]:
     "No warnings or prints of others"
@@ -125,6 +124,7 @@ def quiet() -> Iterator[None]:
         warnings.simplefilter('ignore')
         yield
 
+# %% ../nbs/09_zoo.ipynb #4166c1cb
 def first_line(e:Exception) -> str:
     "What went wrong, in one line"
     return f'{type(e).__name__}: {e}'.partition('\n')[0]
@@ -133,6 +133,7 @@ def reasons(model:nn.Module, *xb:Any) -> dict[str,int]: # Reason -> norms, the c
     "Why fastfold keeps norms of `model`"
     return {why:len(at) for why,at in by_reason(BN_Folder(verify=False).plan(model, *xb).kept)}
 
+# %% ../nbs/09_zoo.ipynb #085d0051
 def trial(
     name:str, # What to call the model
     model:nn.Module, # In float64, with `live_norms`
@@ -141,10 +142,11 @@ def trial(
     fold:Callable # model, batch -> folded model
 ) -> Trial:
     "Let `fold` have a copy of `model`, and see what comes out"
-    copy,res = deepcopy(model),Trial(name, folder, norm_ops(model, *xb))
+    res = Trial(name, folder, norm_ops(model, *xb))
     with quiet(), fixed_rng(), torch.no_grad():
-        expected,start = model(*xb),time.perf_counter()
+        expected = model(*xb)
         try:
+            copy,start = deepcopy(model),time.perf_counter()
             folded = fold(copy, *xb)
             res.seconds = time.perf_counter()-start
             res.left,res.error = norm_ops(folded, *xb),disagreement(expected, folded(*xb))
@@ -165,11 +167,14 @@ def prepared(
     for i,xb in enumerate(batches, 1):
         xb = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, tuple(xb))
         try:
-            with quiet(), fixed_rng(): norm_ops(model, *xb)
-            return model,xb
+            with quiet(), fixed_rng(), torch.no_grad(): out = model(*xb)
         except Exception:
             if i==len(batches): raise
+        else: break
+    if not all(t.isfinite().all() for t in tensors_in(out)): raise ValueError('it returns what is not finite, which tells nothing')
+    return model,xb
 
+# %% ../nbs/09_zoo.ipynb #1c8a2087
 def compare(
     models:Iterable[tuple[str,Callable,tuple]], # Name, function that makes the model, and a batch for it
     folders:dict[str,Callable]|None=None # Name -> function; all installed ones by default
