@@ -5,4 +5,4 @@ from setuptools import setup
 cfg = ConfigParser(delimiters=['='], interpolation=None)
 cfg.read('settings.ini', encoding='utf-8')
 reqs = cfg['DEFAULT']
-setup(install_requires=reqs['requirements'].split(), extras_require=dict(dev=reqs['dev_requirements'].split()))
+setup(install_requires=reqs['requirements'].split(), extras_require={k: reqs[f'{k}_requirements'].split() for k in ('dev','peers')})

@@ -1,8 +1,9 @@
 "The command line as a whole: exit codes, messages, the files it leaves, and that these need no fastfold. Notebooks can't show a process end"
-import subprocess,sys
+import json,subprocess,sys
 from functools import partial
 from urllib.error import URLError
-import pytest
+import pandas as pd, pytest
+from torch import nn
 from fastfold import __version__
 from fastfold.cli import main
 
@@ -22,20 +23,22 @@ def small(monkeypatch, tmp_path):
     return demo
 
 def test_help(capsys):
-    for args,shown in (['--help'], 'demo'), (['demo','--help'], '--epochs'), (['--version'], f'fastfold {__version__}'):
+    for args,shown in (['--help'], 'demo'), (['demo','--help'], '--epochs'), (['zoo','--help'], '--peers'), (['--version'], f'fastfold {__version__}'):
         with pytest.raises(SystemExit) as e: main(args)
         assert e.value.code==0 and shown in capsys.readouterr().out
 
 def test_help_is_light():
     "Help must not wait for PyTorch"
-    code = 'import sys, fastfold.cli; fastfold.cli.make_parser().format_help(); print(sorted({"torch","fastai"} & set(sys.modules)))'
-    assert run('-c', code).stdout=='[]\n'
+    code = """import sys, fastfold.cli
+try: fastfold.cli.main(['zoo','--help'])
+finally: print(sorted({'torch','fastai'} & set(sys.modules)))"""
+    assert run('-c', code).stdout.endswith('\n[]\n')
 
 def test_module(root):
     assert run('-m', 'fastfold.cli', '--version', cwd=root).stdout==f'fastfold {__version__}\n'
 
 @pytest.mark.parametrize('args,says', [([], 'required: command'), (['flod'], "invalid choice: 'flod'"),
-    (['demo','--epochs','many'], 'invalid int'), (['demo','extra'], 'extra')])
+    (['demo','--epochs','many'], 'invalid int'), (['demo','extra'], 'extra'), (['zoo','--fuzz'], 'expected one argument')])
 def test_usage(args, says, capsys):
     with pytest.raises(SystemExit) as e: main(args)
     assert e.value.code==2 and says in capsys.readouterr().err
@@ -112,3 +115,85 @@ def test_demo(small, tmp_path, capsys):
     assert (tmp_path/'o/p/report.png').read_bytes().startswith(b'\x89PNG')
     res = run('-c', load, 'o/p/folded.pkl', cwd=tmp_path)
     assert res.stdout in ('cat\n','dog\n'), res.stderr
+
+@pytest.fixture
+def zoo(monkeypatch, tmp_path):
+    "The module, and a folder of its own to run the command in"
+    from fastfold import zoo
+    monkeypatch.chdir(tmp_path)
+    return zoo
+
+def test_zoo(zoo, tmp_path, capsys):
+    assert main('zoo resnet18 densenet121 tabular_learner --size 32 --out o/p'.split())==0
+    out,err = capsys.readouterr()
+    assert [o.split()[0] for o in out.splitlines()[:2]]==['resnet18','densenet121'] and '  20 norms,   0 left, error' in out
+    assert ' kept: its input is also used by cat' in out and 'zoo.csv, zoo.png' in out and '\r' not in out and not err
+    assert {o.name for o in (tmp_path/'o/p').iterdir()}=={'zoo.csv','zoo.png'}
+    df = pd.read_csv(tmp_path/'o/p/zoo.csv')
+    assert list(df.model)==['resnet18','densenet121','tabular_learner'] and list(df.left>0)==[False,True,False] and df.error.max()<1e-9
+    assert (tmp_path/'o/p/zoo.png').read_bytes().startswith(b'\x89PNG')
+
+@pytest.mark.parametrize('args,says', [(['resnet81'], "no architecture 'resnet81': try resnet"), (['none.json'], "can't read none.json"),
+    (['bad.json'], 'bad.json is not JSON'), (['list.json'], 'list.json has to be of the form'), (['resnet18','--fuzz','3'], 'leave out the names'),
+    (['--size','0'], 'size must be at least 1'), (['--fuzz','-1'], 'fuzz must be at least 0')])
+def test_zoo_options(args, says, zoo, tmp_path, capsys):
+    (tmp_path/'bad.json').write_text('{')
+    (tmp_path/'list.json').write_text('["resnet18"]')
+    assert main(['zoo', *args])==2
+    out,err = capsys.readouterr()
+    assert says in err and err.count('\n')==1 and not out and not (tmp_path/'fastfold-zoo').exists()
+
+def test_zoo_peers(zoo, monkeypatch, capsys):
+    "One that isn't installed is a line, and so is one that fails or is wrong"
+    def fails(model, *xb): raise TypeError('no\nway')
+    monkeypatch.setattr(zoo, 'FOLDERS', dict(fastfold=zoo.FOLDERS['fastfold'], absent=(fails, 'no_such_module'), broken=(fails, 'torch'),
+        careless=(lambda model, *xb: lambda x: model(x)+1, 'torch')))
+    assert main('zoo resnet18 --size 32 --peers'.split())==0
+    out = capsys.readouterr().out
+    assert 'absent is not installed: pip install "fastfold[peers]"\n' in out and out.count('absent')==1
+    assert 'fails: TypeError: no\n' in out and 'WRONG' in out
+
+def test_zoo_list(zoo, tmp_path, capsys):
+    (tmp_path/'a.json').write_text(json.dumps(dict(resnet18=dict(hw=[40,32], norms=20, left=0), densenet121=dict(hw=[32,32], left=0))))
+    assert main(['zoo','a.json'])==1
+    out,err = capsys.readouterr()
+    assert ' 0 left (at most 0)' in out and ' left (MORE than 0)' in out
+    assert err.startswith('fastfold zoo: densenet121 keeps ') and err.endswith(' more than 0\n')
+
+def test_zoo_wrong(zoo, monkeypatch, capsys):
+    "A wrong fold by fastfold is a failure"
+    monkeypatch.setitem(zoo.FOLDERS, 'fastfold', (lambda model, *xb: nn.Linear(3, 2).double(), 'fastfold'))
+    assert main('zoo resnet18 --size 32'.split())==1
+    assert 'resnet18 RuntimeError: ' in capsys.readouterr().err
+
+def test_zoo_impossible(zoo, monkeypatch, tmp_path, capsys):
+    "A network that can't be made is a line, and the next one has its turn"
+    def broken(): raise ImportError('it needs more')
+    monkeypatch.setattr(zoo, 'unet', broken)
+    assert main('zoo unet_learner tabular_learner'.split())==0
+    out = capsys.readouterr().out
+    assert 'fails: ImportError: it needs more' in out and '3 norms,   0 left' in out
+    assert main('zoo unet_learner --out p'.split())==1
+    assert 'none of these networks' in capsys.readouterr().err and not any((tmp_path/'p').iterdir())
+
+@pytest.mark.parametrize('error,code', [(OSError(28, 'No space left on device'), 1), (KeyboardInterrupt(), 130)])
+def test_zoo_no_halves(error, code, zoo, monkeypatch, tmp_path, capsys):
+    "What can't be written whole leaves nothing"
+    def half(self, data):
+        self.touch()
+        raise error
+    monkeypatch.setattr(zoo.Path, 'write_bytes', half)
+    assert main('zoo tabular_learner'.split())==code
+    assert not any((tmp_path/'fastfold-zoo').iterdir())
+    err = capsys.readouterr().err
+    assert err.startswith('fastfold zoo: ') and err.count('\n')==1
+
+def test_zoo_fuzz(zoo, monkeypatch, tmp_path, capsys):
+    from fastfold import fuzz
+    assert main('zoo --fuzz 3'.split())==0
+    assert '3 networks, ' in (out := capsys.readouterr().out) and ', 0 failures\n' in out and not any(tmp_path.iterdir())
+    def wrong(net): raise AssertionError('it differs')
+    monkeypatch.setattr(fuzz, 'check', wrong)
+    assert main('zoo --fuzz 2 --seed 7'.split())==1
+    out,err = capsys.readouterr()
+    assert 'seed 7: AssertionError: it differs\nseed 8: ' in out and err=='fastfold zoo: 2 of 2 networks failed\n'

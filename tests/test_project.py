@@ -41,7 +41,7 @@ def test_metadata(wheel, root):
     cfg = cfg['DEFAULT']
     info = next(o for o in zipfile.Path(wheel).iterdir() if o.name.endswith('.dist-info'))
     dist = PathDistribution(info)
-    want = set(cfg['requirements'].split()) | {f'{o}; extra == "dev"' for o in cfg['dev_requirements'].split()}
+    want = set(cfg['requirements'].split()) | {f'{o}; extra == "{k}"' for k in ('dev','peers') for o in cfg[f'{k}_requirements'].split()}
     assert set(dist.requires)==want
     assert dist.version==fastfold.__version__
     assert 'fastfold' in {o.name for o in dist.entry_points if o.group=='console_scripts'}
