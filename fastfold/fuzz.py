@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from math import gcd
 from typing import Any, Callable
 import torch
+import torch.nn.functional as F
 from torch import nn, Tensor
 from .bench import show_rounds
 from .folder import BN_Folder
@@ -41,8 +42,20 @@ one = { # all can be called with any batch size
     'half': lambda v: v.chunk(2, 1)[0], 'mean': lambda v: v.mean(-1),
     'numpy': lambda v: (v.numpy().__imul__(2), v)[1], 'parameter': lambda v: nn.Parameter(v, False), 'ask': lambda v: (v.size(), len(v), v.stride(), v)[-1],
     'peek': lambda v: v*(1+(v.sum()>0)),
+    'second half': lambda v: v.chunk(2, 1)[-1], 'some': lambda v: v[:,1:], 'every other': lambda v: v[...,::2], 'split': lambda v: v.split([1, v.shape[1]-1], 1)[1],
+    'permute': lambda v: v.permute(0, *range(v.ndim-1, 0, -1)), 'shuffle': lambda v: v.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2),
+    'pixel_shuffle': lambda v: F.pixel_shuffle(v, 2), 'pixel_unshuffle': lambda v: F.pixel_unshuffle(v, 2), 'flip': lambda v: v.flip(1).roll(1, -1),
+    'unsqueeze': lambda v: v.unsqueeze(-1), 'squeeze': lambda v: v.squeeze(-1), 'repeat': lambda v: v.repeat_interleave(2, 1), 'tile': lambda v: v.repeat(1, 2, *[1]*(v.ndim-2)),
+    'expand': lambda v: v[...,:1].expand_as(v), 'line up': lambda v: v.reshape_as(v.transpose(1, -1)), 'select': lambda v: v.select(-1, 0),
+    'interpolate': lambda v: F.interpolate(v, scale_factor=2), 'bilinear': lambda v: F.interpolate(v, 5, mode='bilinear', align_corners=True),
+    'padded average': lambda v: F.avg_pool2d(v, 3, 1, 1), 'average': lambda v: F.avg_pool2d(v, 3, 2, 1, True, False), 'line average': lambda v: F.avg_pool1d(v, 2),
+    'global': lambda v: v.mean((-2, -1), keepdim=True), 'batch mean': lambda v: v-v.mean(0, keepdim=True), 'plus': lambda v: v+3, 'minus': lambda v: 2-v/4, 'neg': torch.neg,
+    'floor': lambda v: torch.div(v, 2, rounding_mode='floor'), 'attend': lambda v: (v@v.mT).softmax(-1)@v, 'attend across': lambda v: (v@v.mT).softmax(-2)@v,
+    'sdpa': lambda v: F.scaled_dot_product_attention(v.relu(), v.relu(), v), 'gather': lambda v: v[:,torch.arange(v.shape[1]).flip(0)], 'unbind': lambda v: torch.stack(v.unbind(1), -1),
 }
-two = {'add': torch.add, 'sub': torch.sub, 'add_': lambda v,w: v.add_(w), 'cat': lambda v,w: torch.cat([v,w], 1), 'add mean': lambda v,w: v+w.mean(),
+two = {'sub alpha': lambda v,w: torch.sub(v, w, alpha=2), 'stack': lambda v,w: torch.stack([v, w], 2).flatten(1, 2), 'add first': lambda v,w: v+w[:,:1], 'add one': lambda v,w: w[:1]+v,
+    'add pixel': lambda v,w: v+w.mean(-1, keepdim=True), 'like': lambda v,w: v.reshape_as(w), 'attend to': lambda v,w: F.softmax(v@v.mT, -1)@w,
+    'add': torch.add, 'sub': torch.sub, 'add_': lambda v,w: v.add_(w), 'cat': lambda v,w: torch.cat([v,w], 1), 'add mean': lambda v,w: v+w.mean(),
     'out': lambda v,w: torch.add(v, w, out=v), 'copy_': lambda v,w: v.copy_(w)}
 
 # %% ../nbs/11_fuzz.ipynb #0ea90e96
@@ -98,7 +111,7 @@ def new_step(
 )->tuple[str,Callable,list[int]]|None: # What to call it, the function, and which values it takes; None if only layers were changed
     "One more step of `net`, or a change to one of its layers"
     i,j = (choose([len(vals)-1]*12 + [*range(len(vals))]) for _ in range(2))
-    kind = choose(['layer']*16 + ['again', 'again', 'one', 'one', 'two', 'read', 'tie', 'hook', 'freeze'])
+    kind = choose(['layer']*16 + ['again', 'again'] + ['one']*8 + ['two', 'two', 'read', 'tie', 'hook', 'freeze'])
     if kind in ('one', 'two'):
         fs = one if kind=='one' else two
         if len(net.layers): choose([*range(len(net.layers))])
