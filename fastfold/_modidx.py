@@ -340,6 +340,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'fastfold.through.through_attention': ('through.html#through_attention', 'fastfold/through.py'),
                                   'fastfold.through.through_average': ('through.html#through_average', 'fastfold/through.py'),
                                   'fastfold.through.through_moves': ('through.html#through_moves', 'fastfold/through.py'),
+                                  'fastfold.through.through_product': ('through.html#through_product', 'fastfold/through.py'),
                                   'fastfold.through.through_sum': ('through.html#through_sum', 'fastfold/through.py')},
             'fastfold.zoo': { 'fastfold.zoo.Architecture': ('zoo.html#architecture', 'fastfold/zoo.py'),
                               'fastfold.zoo.NormCounter': ('zoo.html#normcounter', 'fastfold/zoo.py'),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['THROUGH', 'Step', 'first_step', 'constant', 'along', 'rerun', 'is_active', 'moves_ahead', 'came_from', 'moves_back',
-           'is_plain', 'through_moves', 'coefficients', 'through_sum', 'broadcast_back', 'averaged', 'keeps_ones',
-           'through_average', 'functions', 'attended', 'through_attention', 'seen', 'keep_for']
+           'is_plain', 'through_moves', 'coefficients', 'through_sum', 'through_product', 'broadcast_back', 'averaged',
+           'keeps_ones', 'through_average', 'functions', 'attended', 'through_attention', 'seen', 'keep_for']
 
 # %% ../nbs/03_through.ipynb #7f7526b1
 from math import prod
@@ -117,6 +117,11 @@ def through_sum(op:Op, step:Step) -> list[Step]|None:
     steps = [broadcast_back(Step(v, Affine(scale, t), step.channels)) for v,t in zip(ks, shifts)]
     return None if None in steps else steps
 
+# %% ../nbs/03_through.ipynb #b52d9a40
+def through_product(op:Op, step:Step) -> list[Step]|None:
+    "The other side of a product or quotient with a number"
+    return through_sum(op, step) if len(op.inputs)==1 and 'rounding_mode' not in op.kwargs else None
+
 # %% ../nbs/03_through.ipynb #2636801d
 def broadcast_back(step:Step) -> Step|None: # step.channels: of what `step.value` was broadcast to
     "`step` for a value before it was broadcast"
@@ -192,7 +197,7 @@ _factors = 'mul multiply div divide true_divide'.split() # of a tensor and a num
 THROUGH:dict[Callable,Callable[[Op,Step],list[Step]|None]] = { # operation -> its rule
     **dict.fromkeys([*functions(_moves), Tensor.T.__get__, Tensor.mT.__get__], through_moves),
     **dict.fromkeys(functions(_sums), through_sum),
-    **dict.fromkeys(functions(_factors), lambda op,step: through_sum(op, step) if len(op.inputs)==1 and 'rounding_mode' not in op.kwargs else None),
+    **dict.fromkeys(functions(_factors), through_product),
     **dict.fromkeys([*functions(['matmul', '__matmul__', 'bmm']), F.scaled_dot_product_attention], through_attention),
     **dict.fromkeys([*_pools, F.interpolate, torch.mean, Tensor.mean], through_average)}
 
