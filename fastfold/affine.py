@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LAYERS', 'NORMS', 'LAYER_SCALES', 'FoldError', 'Affine', 'exact_device', 'exact', 'norm_affine', 'grouped',
            'LinearMap', 'mapped', 'EmbeddingMap', 'LayerRule', 'conv_obstacle', 'conv_axis', 'drop_and_act', 'NormRule',
-           'layer_scale_affine', 'full_name', 'find', 'has_kind', 'rule_of', 'layer_rule', 'absorb', 'fold_conv_bn',
-           'fold_linear_bn', 'fold_normalize']
+           'layer_scale_affine', 'is_patched', 'full_name', 'find', 'has_kind', 'rule_of', 'layer_rule', 'absorb',
+           'fold_conv_bn', 'fold_linear_bn', 'fold_normalize']
 
 # %% ../nbs/00_affine.ipynb #679962ff
 from copy import deepcopy
@@ -211,6 +211,12 @@ LAYER_SCALES:dict[type|str,NormRule] = {
 _computes = ('forward', '_conv_forward', '_check_input_dim', '__call__', '_call_impl', '__getattr__', 'train', 'eval',
     'weight', 'bias', 'running_mean', 'running_var', 'eps')
 
+_torch_own = {cls:(cls.forward, getattr(cls, '_conv_forward', None)) for cls in (*LAYERS, *NORMS) if isinstance(cls, type)}
+
+def is_patched(cls:type) -> bool:
+    "Has the computation of a class of PyTorch been replaced since fastfold was imported?"
+    return cls in _torch_own and _torch_own[cls]!=(cls.forward, getattr(cls, '_conv_forward', None))
+
 @lru_cache(maxsize=4096)
 def full_name(cls:type) -> str: return f'{cls.__module__}.{cls.__qualname__}'
 
@@ -226,7 +232,7 @@ def rule_of(module:nn.Module, rules:dict[type|str,Any]) -> Any: # The rule, or N
     "The rule for `module`'s type, or for the one it inherits its computation from"
     if {'forward','_conv_forward','_call_impl'} & vars(module).keys(): return None
     for cls in type(module).__mro__:
-        if rule := find(cls, rules): return rule
+        if rule := find(cls, rules): return None if is_patched(cls) else rule
         if any(o in vars(cls) for o in _computes): return None
     return None
 

@@ -11,7 +11,7 @@ __all__ = ['Value', 'Op', 'Pass', 'Flow', 'tensors_in', 'storage_of', 'func_name
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from typing import Any, Callable, Iterator
 from unittest import mock
 from weakref import ref
@@ -58,6 +58,8 @@ class Op:
 
     @property
     def exposes(self) -> bool: return self.name in _exposing
+    @property
+    def in_place(self) -> bool: return any(v.storage in self.writes for v in self.inputs)
     @property
     def asks_only(self) -> bool: return self.name in _metadata
 
@@ -255,8 +257,10 @@ def is_hooked(m:nn.Module) -> bool:
     "Does anything happen when `m` is called that its class doesn't say?"
     return any([getattr(m, h) for h in _hooks]) or bool(_global_forward_hooks or _global_forward_pre_hooks) or 'forward' in vars(m)
 
-@lru_cache(maxsize=4096)
-def is_torch_own(cls:type) -> bool: return cls.__module__.startswith('torch.nn.modules.') and cls.forward.__module__==cls.__module__
+def is_torch_own(cls:type) -> bool:
+    "Is `cls` one of PyTorch's modules, with the `forward` that it came with?"
+    home,forwards = cls.__module__,(cls.forward, getattr(cls, '_conv_forward', cls.forward))
+    return home.startswith('torch.nn.modules.') and all([f.__module__==home for f in forwards])
 
 @patch
 def leaf_call(self:Recorder, orig:Callable, m:nn.Module, args:tuple, kwargs:dict) -> Any: # What `m` returns

@@ -116,9 +116,10 @@ def restore(model:nn.Module, changes:list[Change]) -> None:
     "Take `changes` back: the very objects that were there before return, on the device and in the dtype that the model has now"
     olds = [(c.old, c.get(model)) for c in changes if c.kind=='_parameters' and c.old is not None]
     moved = [(old, now) for old,now in olds if (now.device,now.dtype)!=(old.device,old.dtype)]
+    cast = next((now.dtype for old,now in moved if now.dtype!=old.dtype), None)
     for old,now in moved: old.data = old.data.to(now)
     for c in changes:
-        if moved and c.kind=='_modules': c.old.to(moved[-1][1].device, moved[-1][1].dtype)
+        if moved and c.kind=='_modules': c.old.to(moved[-1][1].device, cast)
     for c in reversed(changes): c.put(model, c.old)
 
 # %% ../nbs/06_folder.ipynb #a785d416
@@ -159,7 +160,8 @@ def nudged(norms:list[nn.Module], eps:float) -> Iterator[None]:
     def nudge(m, args):
         g = torch.Generator(args[0].device).manual_seed(0)
         noise = torch.rand(args[0].shape, generator=g, device=args[0].device)*2-1
-        return (args[0] + args[0]*(noise*eps).to(args[0].dtype), *args[1:])
+        size = max(eps, torch.finfo(args[0].dtype).eps) # coarser under autocast
+        return (args[0] + args[0]*(noise*size).to(args[0].dtype), *args[1:])
     hooks = [m.register_forward_pre_hook(nudge) for m in norms]
     try: yield
     finally:
@@ -171,6 +173,7 @@ class Check:
     "Compares folded models with what the original returned when `plan` was made"
     plan:Plan
     tol:float|None=None # Largest relative difference allowed; by default what rounding explains
+    is_twin:bool=False # Is this the comparison in float64 for a model of another dtype?
     _floor:float|None=None
 
     def __post_init__(self):
@@ -244,15 +247,17 @@ def twin(self:Check) -> Check:
     args,kwargs = (exactly(main[0].args), exactly(main[0].kwargs)) if main else (None, None)
     new = make_plan(model, args, kwargs, plan.norms, plan.layers, into=plan.into, forward=plan.forward)
     kept = {plan.names[m] for m in plan.all_norms if m not in plan.homes}
-    return Check(new.without({m:'' for m in new.homes if new.names[m] in kept}), self.tol)
+    return Check(new.without({m:'' for m in new.homes if new.names[m] in kept}), self.tol, is_twin=True)
 
 @patch
 def verdict(self:Check, err:float) -> tuple[dict[nn.Module,str],float]: # The norms to keep, with the reason, and the difference that counts
     "What to make of a difference of `err`"
-    if self.tol is not None or err<=32*self.eps or self.floor<1e-2 or self.eps<1e-12: return {} if self.passes(err) else self.blame(err),err
-    try: twin = self.twin()
+    if self.tol is not None or err<=32*self.eps or self.floor<1e-2: return {} if self.passes(err) else self.blame(err),err
+    try:
+        if self.is_twin: raise FoldError('rounding decides there too')
+        twin = self.twin()
     except Exception as e:
-        warnings.warn(f"rounding alone changes the output of {type(self.plan.model).__name__} by {self.floor:.0e}, and it can't be compared in float64 "
+        warnings.warn(f"rounding alone changes the output of {type(self.plan.model).__name__} by {self.floor:.0e}, and float64 doesn't help "
             f"({type(e).__name__}: {e}): the fold is not verified")
         return {},err
     with placed(twin.plan.model, make_changes(twin.plan)) as m: err = twin.error(m)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
-from torch.utils import dlpack
+from torch.utils import checkpoint, dlpack
 from fastfold.affine import Affine, LayerRule, LinearMap, NORMS, NormRule, conv_axis, conv_obstacle
 from fastfold.folder import BN_Folder, FoldError
 from random_nets import check, difference, live, nets
@@ -124,7 +124,7 @@ def test_twice_the_same_norm(): fold(pair(lambda s,x: s.bn(s.bn(s.conv(x)))), im
 def test_siamese(): folds(pair(lambda s,x: s.bn(s.conv(x))-s.bn(s.conv(x*2))), images)
 def test_two_users_that_absorb(): folds(pair(lambda s,x: (lambda z: s.conv(z)+s.c2(z))(s.bn(x)), c2=conv()), images)
 def test_recursive(): fold(pair(lambda s,x: s.bn(s.conv(s.bn(s.conv(x))))), images)
-def test_checkpointed(): folds(Net(lambda s,x: torch.utils.checkpoint.checkpoint(s.n, x, use_reentrant=False), n=nn.Sequential(conv(), nn.BatchNorm2d(4))),
+def test_checkpointed(): folds(Net(lambda s,x: checkpoint.checkpoint(s.n, x, use_reentrant=False), n=nn.Sequential(conv(), nn.BatchNorm2d(4))),
     images)
 def test_gradient_inside():
     def gradient(s, x):
@@ -226,31 +226,47 @@ class Aux(nn.Module):
         self.conv,self.bn,self.out = conv(k=1, bias=False),nn.BatchNorm2d(4),nn.Linear(4, 2)
     def forward(self, x): return self.out(self.bn(self.conv(x)).relu().mean((2, 3)))
 
-def with_aux(aux, use=lambda s,x: s.aux(x), **more):
-    return Net(lambda s,x: (s.bn(s.conv(x)), use(s, x)) if s.training else s.bn(s.conv(x)), **dict(conv=conv(), bn=nn.BatchNorm2d(4), aux=aux) | more)
+class WithAux(nn.Module):
+    "A model whose example doesn't reach `aux`"
+    def __init__(self, aux, **more):
+        super().__init__()
+        self.conv,self.bn,self.aux = conv(),nn.BatchNorm2d(4),aux
+        for k,m in more.items(): setattr(self, k, m)
+    def forward(self, x):
+        y = self.bn(self.conv(x))
+        return (y, self.aux(x)) if self.training and self.aux is not None else y
+class Layerwise(WithAux):
+    def forward(self, x):
+        y = [self.bn(self.conv(x))]
+        for l in self.aux if self.training else []: y.append(l(y[-1]))
+        return y
 
-@pytest.mark.parametrize('aux', [Aux, lambda: nn.Sequential(conv(), nn.BatchNorm2d(4)), lambda: nn.ModuleList([nn.ReLU(), Aux()])])
+@pytest.mark.parametrize('aux', [Aux, lambda: nn.Sequential(conv(), nn.BatchNorm2d(4))])
 def test_not_reached(aux):
-    model = live(with_aux(aux()))
+    model = live(WithAux(aux()))
     folder = BN_Folder()
     folded = folder.fold(model, images)
     assert len(folder.report.folded)==2 and folder.report.max_err<1e-12, folder.report
-    a,b = (m.aux[-1] if isinstance(m.aux, nn.ModuleList) else m.aux for m in (model, folded))
-    with torch.no_grad(): assert difference([a(images)], [b(images)])<1e-9
+    with torch.no_grad(): assert difference([model.aux(images)], [folded.aux(images)])<1e-9
+def test_not_reached_and_taken_apart():
+    "what would use the layers of a part one by one may want what lies between them"
+    assert 'never runs it' in folds(Layerwise(nn.Sequential(conv(), nn.BatchNorm2d(4))), images).kept[0].reason
+    assert 'never runs it' in folds(WithAux(nn.ModuleList([nn.ReLU(), nn.Sequential(conv(), nn.BatchNorm2d(4))])), images).kept[0].reason
+    assert 'never runs it' in folds(Net(lambda s,x: s.bn(s.conv(x)), conv=conv(), bn=nn.BatchNorm2d(4), aux=Aux()), images).kept[0].reason
 def test_not_reached_but_shared():
     "the rest of the model may use a part of it otherwise"
     aux,c = Aux(),conv(k=1, bias=False)
-    tied = with_aux(aux, more=Net(lambda s,x: s.conv(x), conv=c))
+    tied = WithAux(aux, more=Net(lambda s,x: s.conv(x), conv=c))
     c.weight = aux.conv.weight
     assert 'never runs it' in folds(tied, images).kept[0].reason
     aux = Aux()
-    assert 'never runs it' in folds(with_aux(aux, other=aux.conv), images).kept[0].reason
+    assert 'never runs it' in folds(WithAux(aux, other=aux.conv), images).kept[0].reason
     aux = Aux()
     keeps(Net(lambda s,x: (s.aux.conv(x), s.aux(x)) if s.training else s.aux.conv(x), aux=aux), images)
 def test_lying_rule_for_what_is_not_reached():
     class Liar(LinearMap):
         def absorb_after(self, a): super().absorb_after(Affine(a.scale*2, a.shift))
-    model,folder = live(with_aux(Aux())),BN_Folder(handlers={nn.Conv2d: LayerRule(conv_axis, conv_obstacle, Liar)})
+    model,folder = live(WithAux(Aux())),BN_Folder(handlers={nn.Conv2d: LayerRule(conv_axis, conv_obstacle, Liar)})
     with pytest.warns(UserWarning, match='is kept'): folded = folder.fold(model, images)
     assert not folder.report.folded and isinstance(folded.aux.bn, nn.BatchNorm2d)
 
@@ -274,6 +290,65 @@ def test_sequentials_of_a_model_that_nothing_is_known_of():
     assert [r.name for r in folder.report.folded]==['body.1'] and folder.report.max_err<1e-12
     with torch.no_grad(): assert difference([model(images, 2)], [folded(images, 2)])<1e-9
     with pytest.raises(FoldError, match='give one'): BN_Folder().fold(live(Odd(Aux())))
+
+# what one example doesn't show
+
+shows_nothing = dict( # for batches of 1 or 2, another batch would be wrong
+    halves = lambda s,x: (lambda y,n: torch.cat([s.bn(y[:n]), s.b2(y[n:])]))(s.conv(x), len(x)//2),
+    first_two = lambda s,x: (lambda y: torch.cat([s.bn(y[:2]), y[2:].relu()]))(s.conv(x)),
+    ahead = lambda s,x: (lambda z: (s.conv(z[:1]), z[1:].relu().sum()))(s.bn(x)),
+    cache = lambda s,x: s.bn(torch.cat([x[:,:,:0], s.conv(x)], 2)).relu(),
+    swapped = lambda s,x: s.bn(s.conv(x).transpose(0, 1).reshape(x.shape)),
+    divisor = lambda s,x: s.bn(F.avg_pool2d(s.conv(x), 2, ceil_mode=True, divisor_override=4)),
+    expanded = lambda s,x: (lambda z: (z[:,:,0].mul_(0), z)[1])(s.bn(s.conv(x)[:,:,:1,:1].expand(-1, -1, 3, 3))),
+)
+@pytest.mark.parametrize('name', shows_nothing)
+@pytest.mark.parametrize('n', [1, 2])
+def test_shown_by_no_example(name, n):
+    fold(Net(shows_nothing[name], conv=conv(k=1), bn=nn.BatchNorm2d(4), b2=nn.BatchNorm2d(4)), images[:n], others=[(images,), (images[:1],), (images[:2],)])
+
+chosen = dict(
+    attributes = lambda s,x,d=0: (s.bn if d==0 else s.b2)(s.conv(x)),
+    branches = lambda s,x,d=0: s.parts[d](s.conv(x)),
+    branches_ahead = lambda s,x,d=0: s.conv(s.more[d](x)))
+@pytest.mark.parametrize('name', chosen)
+def test_choice(name):
+    def part(*layers): return nn.Sequential(*layers)
+    model = Net(chosen[name], conv=conv(), bn=nn.BatchNorm2d(4), b2=nn.BatchNorm2d(4),
+        parts=nn.ModuleList([part(nn.BatchNorm2d(4), nn.ReLU()) for _ in range(2)]), more=nn.ModuleList([part(nn.ReLU(), nn.BatchNorm2d(4)) for _ in range(2)]))
+    fold(model, images, others=[(images, 1)])
+def test_choice_within_a_part():
+    "each part has its own layer, so the choice doesn't matter"
+    parts = nn.ModuleList([nn.Sequential(conv(), nn.BatchNorm2d(4)) for _ in range(2)])
+    folds(Net(lambda s,x,d=0: s.parts[d](x), parts=parts), images, others=[(images, 1)])
+
+odd_calls = [lambda v: v[:,[True, False, True, True]], lambda v: v.mean(()), lambda v: v.mean(np.int64(2), keepdim=True), lambda v: v.view(v.dtype),
+    lambda v: F.interpolate(v, [torch.tensor(5), torch.tensor(4)]), lambda v: v.flatten().softmax(-1)@v.flatten()]
+@pytest.mark.parametrize('i', range(len(odd_calls)))
+def test_odd_calls(i):
+    "a rule that doesn't know a way to call an operation leaves it alone"
+    f = odd_calls[i]
+    fold(Net(lambda s,x: s.conv(f(s.bn(x.relu())).reshape(-1)[:1] + x), bn=nn.BatchNorm2d(4), conv=conv()), images)
+    fold(Net(lambda s,x: s.bn(f(s.conv(x)).reshape(-1)[:1] + x), bn=nn.BatchNorm2d(4), conv=conv()), images)
+def test_long_chain():
+    def many(y):
+        for _ in range(800): y = y+1
+        return y
+    fold(pair(lambda s,x: s.bn(many(s.conv(x)))), images)
+def test_many_ways_back():
+    "planning takes no longer for it"
+    def fan(y):
+        for _ in range(30): y = y+y.flip(-1)
+        return y
+    fold(pair(lambda s,x: s.bn(fan(s.conv(x).relu()))), images)
+def test_complex_layer():
+    layer = nn.Linear(6, 3, dtype=torch.complex128)
+    layer._apply = lambda *args: layer
+    fold(Net(lambda s,x: torch.view_as_real(s.l(s.bn(x.relu())*1j)), bn=nn.BatchNorm2d(4), l=layer), images)
+def test_patched_class(monkeypatch):
+    forward = nn.Conv2d._conv_forward
+    monkeypatch.setattr(nn.Conv2d, '_conv_forward', lambda s,x,w,b: forward(s, x, w, b).relu())
+    keeps(nn.Sequential(conv(), nn.BatchNorm2d(4)), images, why='computes something of its own')
 
 # what can stand between a layer and its norm
 
@@ -353,7 +428,7 @@ def attention(s, x, mix):
 def test_attention(mix):
     folds(Net(lambda s,x: attention(s, x, mix).relu(), conv=conv(4, 12, 1), bn=nn.BatchNorm2d(4)), images, others=[(images[:1],)])
 @pytest.mark.parametrize('mix', [lambda q,k,v: (q@k.mT).softmax(-2)@v, lambda q,k,v: (q@k.mT).sigmoid()@v, lambda q,k,v: (q@k.mT).softmax(-1).tril()@v,
-    lambda q,k,v: (v@v.mT).softmax(-1)@v, lambda q,k,v: F.scaled_dot_product_attention(q, k, v, torch.ones(36, 36, dtype=torch.bool).tril(-1)),
+    lambda q,k,v: (v@v.mT).softmax(-1)@v, lambda q,k,v: F.scaled_dot_product_attention(q, k, v, torch.ones(36, 36, dtype=torch.bool).tril()),
     lambda q,k,v: F.scaled_dot_product_attention(v, k, v), lambda q,k,v: v@(v.mT@v).softmax(-1)])
 def test_no_attention(mix): keeps(Net(lambda s,x: attention(s, x, mix).relu(), conv=conv(4, 12, 1), bn=nn.BatchNorm2d(4)), images)
 
