@@ -1,9 +1,13 @@
 "The command line as a whole: exit codes, messages, the files it leaves, and that these need no fastfold. Notebooks can't show a process end"
-import json,subprocess,sys
+import json,os,subprocess,sys,warnings
 from functools import partial
+from pathlib import Path
 from urllib.error import URLError
-import pandas as pd, pytest
+import cloudpickle, pandas as pd, pytest, torch
 from torch import nn
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    from fastai.vision.all import ConvLayer, CrossEntropyLossFlat, Datasets, Flatten, Hook, Learner, LinBnDrop, load_learner, set_seed
 from fastfold import __version__
 from fastfold.cli import main
 
@@ -23,16 +27,18 @@ def small(monkeypatch, tmp_path):
     return demo
 
 def test_help(capsys):
-    for args,shown in (['--help'], 'demo'), (['demo','--help'], '--epochs'), (['zoo','--help'], '--peers'), (['--version'], f'fastfold {__version__}'):
+    for args,shown in ((['--help'], 'demo'), (['demo','--help'], '--epochs'), (['zoo','--help'], '--peers'), (['fold','--help'], '--trust'),
+            (['--version'], f'fastfold {__version__}')):
         with pytest.raises(SystemExit) as e: main(args)
         assert e.value.code==0 and shown in capsys.readouterr().out
 
-def test_help_is_light():
-    "Help must not wait for PyTorch"
+@pytest.mark.parametrize('args', [['zoo','--help'], ['fold','--help'], ['fold','no.pkl']], ids=' '.join)
+def test_help_is_light(args):
+    "Neither help nor a mistyped name must wait for PyTorch"
     code = """import sys, fastfold.cli
-try: fastfold.cli.main(['zoo','--help'])
+try: fastfold.cli.main(sys.argv[1:])
 finally: print(sorted({'torch','fastai'} & set(sys.modules)))"""
-    assert run('-c', code).stdout.endswith('\n[]\n')
+    assert run('-c', code, *args).stdout.endswith('[]\n')
 
 def test_module(root):
     assert run('-m', 'fastfold.cli', '--version', cwd=root).stdout==f'fastfold {__version__}\n'
@@ -197,3 +203,180 @@ def test_zoo_fuzz(zoo, monkeypatch, tmp_path, capsys):
     assert main('zoo --fuzz 2 --seed 7'.split())==1
     out,err = capsys.readouterr()
     assert 'seed 7: AssertionError: it differs\nseed 8: ' in out and err=='fastfold zoo: 2 of 2 networks failed\n'
+
+def picture(i): return torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(i))
+def label(i): return i%2
+
+def output_of(m, i, o): return o.detach()
+
+def network(*layers):
+    "A network whose norms have seen something"
+    set_seed(42)
+    model = nn.Sequential(ConvLayer(3,8), ConvLayer(8,8,stride=2), nn.AdaptiveAvgPool2d(2), Flatten(), *layers, LinBnDrop(32,2,p=.5))
+    for _ in range(5): model(3*torch.randn(8,3,8,8)+1)
+    return model
+
+@pytest.fixture(scope='module')
+def export(tmp_path_factory):
+    "What `learn.export()` writes"
+    path = tmp_path_factory.mktemp('export')
+    dls = Datasets(range(32), [[picture],[label]]).dataloaders(bs=8, device='cpu', num_workers=0)
+    this = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(this) # as in a notebook
+    try: Learner(dls, network(), loss_func=CrossEntropyLossFlat(), path=path).export()
+    finally: cloudpickle.unregister_pickle_by_value(this)
+    return (path/'export.pkl').read_bytes()
+
+@pytest.fixture
+def d(export, tmp_path, monkeypatch):
+    "A folder with an exported learner, to run the command in"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'export.pkl').write_bytes(export)
+    (tmp_path/'export.pkl').chmod(0o600)
+    return tmp_path
+
+def files(d): return {str(o.relative_to(d)): o.read_bytes() if o.is_file() else None for o in d.rglob('*')}
+def warning(file): return f'loading {file} runs the code that is in it\n'
+
+predict = load.partition('learn =')[0] + """
+for o in sys.argv[1:]:
+    learn = load_learner(o)
+    with learn.no_bar(): torch.save(learn.get_preds(dl=learn.dls.test_dl(L(range(16)))), f'{o}.preds')
+    print(learn.path, sum('BatchNorm' in type(m).__name__ for m in learn.model.modules()))
+"""
+
+def test_fold(d, export, capsys):
+    assert main(['fold','export.pkl'])==0
+    out,err = capsys.readouterr()
+    assert out.startswith('3 of 3 norms folded, ') and out.endswith('\nIn export-folded.pkl\n') and err==warning('export.pkl')
+    now = files(d)
+    assert sorted(now)==['export-folded.pkl','export.pkl'] and now['export.pkl']==export and len(now['export-folded.pkl'])<len(export)
+    assert (d/'export-folded.pkl').stat().st_mode & 0o777==0o600
+    both = 'export.pkl','export-folded.pkl'
+    res = run('-c', predict, *both, cwd=d)
+    assert not res.returncode, res.stderr
+    (path,n),(path_folded,n_folded) = map(str.split, res.stdout.splitlines())
+    assert path==path_folded and (n,n_folded)==('3','0')
+    a,b = [torch.load(d/f'{o}.preds')[0] for o in both]
+    assert a.shape==(16,2) and a.std(0).min()>1e-3 and torch.allclose(a, b, rtol=0, atol=1e-5)
+
+def test_fold_process(d, root):
+    "From the shell, with classes and functions of a notebook"
+    res = run('-m', 'fastfold.cli', 'fold', 'export.pkl', '-o', 'o.pkl', cwd=d, env={**os.environ, 'PYTHONPATH':str(root)})
+    assert res.returncode==0 and res.stdout.endswith('In o.pkl\n') and res.stderr==warning('export.pkl')
+    assert 'o.pkl' in files(d)
+
+def test_fold_model(d, capsys):
+    model,x = network().eval(),torch.randn(4,3,8,8)
+    torch.save(model, 'model.pth')
+    (d/'model.pth').chmod(0o600)
+    (d/'o').mkdir()
+    assert main('fold model.pth -o o/small.pth'.split())==0
+    folded = torch.load('o/small.pth', weights_only=False)
+    assert not folded.training and not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in folded.modules())
+    assert torch.allclose(model(x), folded(x), rtol=0, atol=1e-5)
+    assert (d/'o/small.pth').stat().st_size<(d/'model.pth').stat().st_size
+
+def test_fold_hooked(d):
+    "What a hook stores while the model is folded, as those of a U-Net do, doesn't get into the file"
+    model = network()
+    model.stored = Hook(model[0][0], output_of)
+    torch.save(model, 'model.pth')
+    (d/'model.pth').chmod(0o600)
+    assert main('fold model.pth -o o.pth'.split())==0
+    folded = torch.load('o.pth', weights_only=False)
+    assert folded.stored.stored is None and (d/'o.pth').stat().st_size<(d/'model.pth').stat().st_size
+    x = torch.randn(4,3,8,8)
+    assert folded.eval()(x).shape==(4,2) and folded.stored.stored.shape==(4,8,8,8)
+
+@pytest.mark.parametrize('args,says', [(['no.pkl'], "can't read no.pkl: No such file"), (['folder'], 'folder is not a file'),
+    (['export.pkl','-o','other.pkl'], 'other.pkl is there already: --force'), (['export.pkl','-o','export.pkl'], 'export.pkl is there already: --force'),
+    (['export.pkl','-o','folder','--force'], 'folder is a folder'), (['shared.pkl'], 'others can write to shared.pkl: add --trust'),
+    (['export.pkl','--device','abacus'], "device 'abacus' can't be used")])
+def test_fold_refuses(args, says, d, capsys):
+    (d/'folder').mkdir()
+    (d/'other.pkl').touch()
+    (d/'shared.pkl').touch()
+    (d/'shared.pkl').chmod(0o620)
+    before = files(d)
+    assert main(['fold', *args])==2
+    out,err = capsys.readouterr()
+    assert says in err and err.startswith('fastfold fold: ') and err.count('\n')==1 and not out and files(d)==before
+
+def test_fold_trust(d, monkeypatch, capsys):
+    "A file of another user, and one where users aren't known"
+    uid = os.stat('export.pkl').st_uid
+    monkeypatch.setattr(os, 'getuid', lambda: uid+1)
+    assert main(['fold','export.pkl'])==2
+    monkeypatch.delattr(os, 'getuid')
+    assert main(['fold','export.pkl'])==2
+    out,err = capsys.readouterr()
+    assert not out and 'belongs to another user: add --trust' in err and "can't be told here: add --trust" in err and err.count('\n')==2
+    assert main(['fold','export.pkl','--trust'])==0
+    assert capsys.readouterr().err==warning('export.pkl')
+
+@pytest.mark.filterwarnings('ignore:load_learner')
+def test_fold_force(d, capsys):
+    "Onto another file, and onto itself"
+    (d/'o.pkl').touch()
+    assert main('fold export.pkl -o o.pkl --force'.split())==main('fold export.pkl -o export.pkl --force'.split())==0
+    assert sorted(files(d))==['export.pkl','o.pkl']
+    for o in 'export.pkl','o.pkl': assert not load_learner(o).fold().rows
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+@pytest.mark.parametrize('name,says', [('text', "can't be loaded, it may be damaged or no pickle: "), ('empty', "can't be loaded"), ('half', "can't be loaded"),
+    ('weights', 'holds no learner or model (OrderedDict): give what'), ('absent', "needs the module 'no_such', which can't be found: install it"),
+    ('gone', 'needs something that can\'t be found: '), ('scripted', 'is a scripted module'), ('opaque', 'no example batch could be inferred for Opaque')])
+def test_fold_fails(name, says, d, export, capsys, monkeypatch):
+    "The line says what is wrong with a file"
+    module = type(sys)('no_such')
+    monkeypatch.setitem(sys.modules, 'no_such', module)
+    class Opaque(nn.Module):
+        def __init__(self): super().__init__(); self.norm = nn.BatchNorm2d(3)
+        def forward(self, a, b, c): return self.norm(a['x'][b])
+    module.Opaque,Opaque.__module__,Opaque.__qualname__ = Opaque,'no_such','Opaque'
+    if name=='text': (d/name).write_text('weights\nand biases\n')
+    elif name=='empty': (d/name).touch()
+    elif name=='half': (d/name).write_bytes(export[:len(export)//2])
+    elif name=='weights': torch.save(network().state_dict(), name)
+    elif name=='scripted': torch.jit.script(nn.Sequential(nn.Conv2d(3,3,1), nn.BatchNorm2d(3)).eval()).save(name)
+    else: torch.save(Opaque(), name)
+    if name=='absent': monkeypatch.delitem(sys.modules, 'no_such')
+    if name=='gone': del module.Opaque
+    (d/name).chmod(0o600)
+    before = files(d)
+    assert main(['fold', name])==1
+    out,err = capsys.readouterr()
+    assert err.startswith(f'{warning(name)}fastfold fold: ') and says in err and err.count('\n')==2 and not out and files(d)==before
+
+@pytest.mark.parametrize('layers,says', [([nn.Conv2d(3,4,1)], 'no norms to fold'), ([nn.Conv2d(3,4,1), nn.ReLU(), nn.BatchNorm2d(4)], '0 of 1 norm folded')])
+def test_fold_nothing(layers, says, d, capsys):
+    "No failure, but no file"
+    torch.save(nn.Sequential(*layers), 'model.pth')
+    (d/'model.pth').chmod(0o600)
+    before = files(d)
+    assert main(['fold','model.pth'])==0
+    out = capsys.readouterr().out
+    assert out.startswith(says) and out.endswith('\nNothing to fold, so model-folded.pkl is not written\n') and files(d)==before
+
+@pytest.mark.parametrize('owner,name', [(os,'replace'), (Path,'write_bytes'), (torch,'save')], ids=['replace','write','save'])
+@pytest.mark.parametrize('error,code,says', [(OSError(28, 'No space left on device'), 1, 'No space left on device'), (KeyboardInterrupt(), 130, 'interrupted')],
+    ids=['full','interrupted'])
+def test_fold_no_halves(owner, name, error, code, says, d, monkeypatch, capsys):
+    "What can't be written whole leaves nothing, and what was to be replaced as it was"
+    (d/'o.pkl').write_text('old')
+    before = files(d)
+    def fail(what, *args, **kwargs):
+        if name=='write_bytes': what.touch()
+        raise error
+    monkeypatch.setattr(owner, name, fail)
+    assert main('fold export.pkl -o o.pkl --force'.split())==code
+    err = capsys.readouterr().err
+    assert f'fastfold fold: {"can" if code==1 and name!="save" else ""}' in err and says in err and err.count('\n')==2
+    monkeypatch.undo()
+    assert files(d)==before
+
+def test_fold_no_folder(d, capsys):
+    before = files(d)
+    assert main('fold export.pkl -o no/o.pkl'.split())==1
+    assert capsys.readouterr().err=="fastfold fold: can't write to no: No such file or directory\n" and files(d)==before
