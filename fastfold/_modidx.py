@@ -295,6 +295,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'fastfold.plan.is_computed': ('plan.html#is_computed', 'fastfold/plan.py'),
                                'fastfold.plan.make_plan': ('plan.html#make_plan', 'fastfold/plan.py'),
                                'fastfold.plan.norms_of': ('plan.html#norms_of', 'fastfold/plan.py'),
+                               'fastfold.plan.reader': ('plan.html#reader', 'fastfold/plan.py'),
                                'fastfold.plan.reason': ('plan.html#reason', 'fastfold/plan.py')},
             'fastfold.report': { 'fastfold.report.FoldReport': ('report.html#foldreport', 'fastfold/report.py'),
                                  'fastfold.report.FoldReport.__repr__': ('report.html#foldreport.__repr__', 'fastfold/report.py'),
