@@ -230,7 +230,7 @@ def start(self:Plan, value:Value, norm:nn.Module, a:Affine) -> Step:
 def walk_back(self:Plan, call:Op, a:Affine) -> Iterator[Edit]:
     "The layers before `call` of a norm"
     op = call.inputs[0].producer
-    while op and THROUGH.get(op.func) is through_moves: # what shares its elements can't be written into one by one
+    while op and (THROUGH.get(op.func) is through_moves or self.is_gone(op.func)): # what shares its elements can't be written into one by one
         writer = op.name in ('expand', 'expand_as', 'broadcast_to') and self.flow.writer(call.outputs[0], call)
         if writer: raise Keep('written', op=writer)
         op = op.inputs[0].producer
