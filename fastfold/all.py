@@ -10,7 +10,8 @@ __all__ = ['BN_Folder', 'FoldCallback', 'FoldReport', 'FoldError', 'LayerRule', 
 from .affine import FoldError, LayerRule, NormRule, fold_conv_bn, fold_linear_bn, fold_normalize
 from .folder import BN_Folder
 from .report import FoldReport
-from .bench import benchmark, fold_cost
+from .bench import benchmark
+from .cost import fold_cost
 from .learner import FoldCallback
 _all_ = ['BN_Folder', 'FoldCallback', 'FoldReport', 'FoldError', 'LayerRule', 'NormRule',
     'fold_conv_bn', 'fold_linear_bn', 'fold_normalize', 'benchmark', 'fold_cost']
