@@ -115,7 +115,7 @@ def new_step(
     vals:list[Tensor], # All values so far
 )->tuple[str,Callable,list[int]]|None: # What to call it, the function, and which values it takes; None if only layers were changed
     "One more step of `net`, or a change to one of its layers"
-    i,j = (choose([len(vals)-1]*12 + [*range(len(vals))]) for _ in range(2))
+    i,j = (choose([len(vals)-1]*often + [*range(len(vals))]) for often in (40, 12))
     kind = choose(['layer']*16 + ['again', 'again'] + ['one']*8 + ['two', 'two', 'read', 'tie', 'hook', 'freeze'])
     if kind in ('one', 'two'):
         fs = one if kind=='one' else two
