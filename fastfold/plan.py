@@ -272,15 +272,16 @@ def in_order(norms:list[nn.Module], flow:Flow) -> list[nn.Module]:
 
 # %% ../nbs/05_plan.ipynb #a3080fc5
 @patch
-def branches(self:Plan) -> dict[nn.Module,nn.Module]: # part -> one beside it that never ran
+def branches(self:Plan) -> dict[nn.Module,nn.Module]: # part -> one beside it whose norms never ran
     "Parts that were chosen where there were others"
     res = {}
+    if self.flow.called.issuperset(self.all_norms): return res
     for m in self.names:
-        parts = [o for o in m.children() if any(n in self.norm_set for n in o.modules())] if m._modules else []
-        for o in parts:
-            alike = parts if isinstance(m, (nn.ModuleList,nn.ModuleDict)) else [p for p in parts if self.size(p) and self.size(p)==self.size(o)]
-            unused = [p for p in alike if p not in self.flow.called]
-            if unused and o not in unused: res[o] = unused[0]
+        ran = {o:any(n in self.flow.called for n in ns) for o in m.children() if (ns := self.norm_set.intersection(o.modules()))}
+        for o in ran:
+            alike = ran if isinstance(m, (nn.ModuleList,nn.ModuleDict)) else [p for p in ran if self.size(p) and self.size(p)==self.size(o)]
+            unused = [p for p in alike if not ran[p]]
+            if unused and ran[o]: res[o] = unused[0]
     return res
 
 @patch

@@ -322,6 +322,9 @@ def test_choice_within_a_part():
     parts = nn.ModuleList([nn.Sequential(conv(), nn.BatchNorm2d(4)) for _ in range(2)])
     folds(Net(lambda s,x,d=0: s.parts[d](x), parts=parts), images, others=[(images, 1)])
 
+    lists = nn.ModuleList([nn.ModuleList([nn.BatchNorm2d(4)]), nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4))])
+    folds(Net(lambda s,x: s.conv(s.parts[1](s.parts[0][0](s.a(x)))), a=conv(), conv=conv(), parts=lists, spare=nn.BatchNorm1d(7)), images, n=2)
+
 odd_calls = [lambda v: v[:,[True, False, True, True]], lambda v: v.mean(()), lambda v: v.mean(np.int64(2), keepdim=True), lambda v: v.view(v.dtype),
     lambda v: F.interpolate(v, [torch.tensor(5), torch.tensor(4)]), lambda v: v.flatten().softmax(-1)@v.flatten()]
 @pytest.mark.parametrize('i', range(len(odd_calls)))

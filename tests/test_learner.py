@@ -7,10 +7,11 @@ from torch import nn
 with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     from fastai.vision.all import (AvgPool, Callback, CancelFitException, ConvLayer, CrossEntropyLossFlat, Datasets, EarlyStoppingCallback,
-        Flatten, Learner, LinBnDrop, MixUp, SaveModelCallback, TerminateOnNaNCallback, accuracy, load_learner, noop, set_seed)
+        Flatten, Learner, LinBnDrop, MixUp, NormType, SaveModelCallback, TerminateOnNaNCallback, accuracy, load_learner, noop, set_seed, test_close)
     from fastai.callback.progress import ProgressCallback
     from fastai.tabular.all import TabularModel
 from fastfold.all import BN_Folder, FoldCallback
+from random_nets import live
 
 pytestmark = pytest.mark.filterwarnings('ignore:load_learner', 'ignore::FutureWarning', 'ignore::DeprecationWarning')
 
@@ -184,3 +185,14 @@ def test_tabular():
     folded = folder.fold(model, *xs)
     assert not folder.report.kept
     assert torch.allclose(folded(*xs), model(*xs), atol=1e-5)
+
+@pytest.mark.parametrize('kind', [NormType.Batch, NormType.BatchZero, NormType.Weight, NormType.Spectral, NormType.Instance, NormType.InstanceZero])
+@pytest.mark.parametrize('bn_1st', [True, False])
+def test_norm_types(kind, bn_1st):
+    "batch norms before the activation are folded; weights that are computed and norms without statistics stay as they are"
+    model,x = live(ConvLayer(3, 4, norm_type=kind, bn_1st=bn_1st), torch.float32),torch.randn(2, 3, 8, 8)
+    folder = BN_Folder()
+    with torch.no_grad():
+        want = model(x)
+        test_close(folder.fold(model, x, inplace=True)(x), want, eps=1e-5) # a weight norm can't be copied
+    assert len(folder.report.folded)==(bn_1st and kind in (NormType.Batch, NormType.BatchZero))
