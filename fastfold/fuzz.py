@@ -159,8 +159,8 @@ def random_net(
         for vals,v in zip(runs, new): vals.append(v)
     last = len(runs[0])-1
     net.outs = [last, choose([last]*2 + [*range(last)])]
-    try: outputs(net, batches()[0])
-    except RuntimeError: # a hook writes into what shares its memory
+    try: [outputs(net, x) for x in batches()]
+    except (RuntimeError, TypeError): # a hook writes into what shares its memory, or stores a parameter
         for m in net.layers: m._forward_hooks.clear()
         net.text.append('no hooks')
     return net

@@ -421,6 +421,19 @@ def test_not_crossed(name):
     keeps(Net(lambda s,x: s.bn(f(s.conv(x)).double()).relu(), conv=conv(k=1), bn=norm), images)
     keeps(Net(lambda s,x: s.conv(f(s.bn(x.relu())).double()), bn=nn.BatchNorm2d(4), conv=nn.Conv1d(4, 3, 1) if f(images).ndim==3 else conv(k=1)), images)
 
+apart_and_joined = [lambda v: torch.stack(v.unbind(1), -1).movedim(-1, 1), lambda v: torch.cat(v.chunk(2, 1)[::-1], 1),
+    lambda v: torch.cat([v[:,1:], v.flip(1)], 1), lambda v: torch.cat(v.split(1, 1), 1)]
+@pytest.mark.parametrize('i', range(len(apart_and_joined)))
+def test_apart_and_joined(i):
+    "each part asks the layer for its own share"
+    f = apart_and_joined[i]
+    c = f(images).shape[1]
+    folds(Net(lambda s,x: s.conv(f(s.bn(x.relu()))), bn=nn.BatchNorm2d(4), conv=conv(c, 3, 1)), images, others=[(images[:1],)])
+    (fold if c>4 else folds)(Net(lambda s,x: s.bn(f(s.conv(x))).relu(), bn=nn.BatchNorm2d(c), conv=conv(k=1)), images, others=[(images[:1],)])
+def test_norm_of_both_parts():
+    folds(Net(lambda s,x: s.conv(torch.cat([s.bn(x[:,:2]), s.bn(x[:,2:])], 1)), bn=nn.BatchNorm2d(2), conv=conv()), images)
+    folds(Net(lambda s,x: (lambda v: torch.cat([s.bn(v[:,:2]), s.bn(v[:,2:])], 1).relu())(s.conv(x)), bn=nn.BatchNorm2d(2), conv=conv()), images)
+
 def attention(s, x, mix):
     "two heads over the pixels, as BoTNet has them"
     q,k,v = s.conv(x).reshape(len(x), 6, 2, -1).split(2, 1)
