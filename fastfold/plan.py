@@ -84,9 +84,7 @@ class Plan:
     banned:dict[nn.Module,str]=field(default_factory=dict) # Norms to keep whatever the record says, with the reason
     homes:dict[nn.Module,list[Edit]]=field(default_factory=dict) # norm -> where it goes, in the order to be done
     reasons:dict[nn.Module,str]=field(default_factory=dict) # norm -> why it is kept
-    moved:bool=False # Was anything crossed that moves values?
-    norm_set:set[nn.Module]=field(default_factory=set) # The same as `all_norms`
-    chosen:dict[nn.Module,nn.Module]=field(default_factory=dict) # Parts chosen by the example -> one that wasn't
+    chosen:list[tuple[set[nn.Module],nn.Module]]=field(default_factory=list) # See `branches`
 
     @property
     def names(self) -> dict[nn.Module,str]: return self.flow.names
@@ -113,7 +111,7 @@ def reader(op:Op) -> Op|None:
     "Another call that looks at an input of `op`, if `op` moves all elements of its inputs to its output and leaves out none"
     if THROUGH.get(op.func) is not through_moves or [sum(prod(v.shape) for v in op.inputs)]!=[prod(v.shape) for v in op.outputs]: return None
     others = ((v,u) for v in op.inputs for u in v.users if u is not op)
-    return next((u for v,u in others if THROUGH.get(u.func) is not through_moves or v is u.inputs[0]), None)
+    return next((u for v,u in others if surely_looks(u, v)), None)
 
 # %% ../nbs/05_plan.ipynb #05de7457
 @patch
@@ -153,7 +151,6 @@ def cross(self:Plan, op:Op, step:Step, key:str) -> list[Step]:
     plain = op.func in THROUGH and not op.in_place and op.inputs==given
     steps = through(op, step) if plain else None
     if steps is None: raise Keep(key, op=op)
-    self.moved = self.moved or THROUGH[op.func] is through_moves
     return steps
 
 # %% ../nbs/05_plan.ipynb #c45a80d5
@@ -216,12 +213,10 @@ def map_of(self:Plan, norm:nn.Module) -> Affine:
     return rule.affine(norm, self.names[norm])
 
 # %% ../nbs/05_plan.ipynb #a5e97505
-def together(edits:list[Edit]) -> list[Edit]: # One for each call and side
+def together(edits:list[Edit]) -> list[Edit]: # One for each call; edits: all on the same side
     "`edits` with those that belong to the same call made one"
-    res:dict[tuple[Op,str],Edit] = {}
-    for e in edits:
-        k = e.op,e.side
-        res[k] = replace(e, affine=res[k].affine.then(e.affine)) if k in res else e
+    res:dict[Op,Edit] = {}
+    for e in edits: res[e.op] = replace(e, affine=res[e.op].affine.then(e.affine)) if e.op in res else e
     return list(res.values())
 
 # %% ../nbs/05_plan.ipynb #9910f4f4
@@ -281,35 +276,29 @@ def in_order(norms:list[nn.Module], flow:Flow) -> list[nn.Module]:
 
 # %% ../nbs/05_plan.ipynb #a3080fc5
 @patch
-def branches(self:Plan) -> dict[nn.Module,nn.Module]: # part -> one beside it whose norms never ran
+def branches(self:Plan) -> list[tuple[set[nn.Module],nn.Module]]: # What is in the part, and one beside it whose norms never ran
     "Parts that were chosen where there were others"
-    res = {}
-    if self.flow.called.issuperset(self.all_norms): return res
+    norms,res = set(self.all_norms),[]
+    if self.flow.called.issuperset(norms): return res
+    def size(m): return getattr(m, 'num_features', None) if m in norms else None
     for m in self.names:
-        ran = {o:any(n in self.flow.called for n in ns) for o in m.children() if (ns := self.norm_set.intersection(o.modules()))}
+        ran = {o:any(n in self.flow.called for n in ns) for o in m.children() if (ns := norms.intersection(o.modules()))}
         for o in ran:
-            alike = ran if isinstance(m, (nn.ModuleList,nn.ModuleDict)) else [p for p in ran if self.size(p) and self.size(p)==self.size(o)]
+            alike = ran if isinstance(m, (nn.ModuleList,nn.ModuleDict)) else [p for p in ran if size(p) and size(p)==size(o)]
             unused = [p for p in alike if not ran[p]]
-            if unused and ran[o]: res[o] = unused[0]
+            if unused and ran[o]: res.append((set(o.modules()), unused[0]))
     return res
-
-@patch
-def size(self:Plan, m:nn.Module) -> int|None:
-    "The number of channels of `m`, if it is a norm"
-    return getattr(m, 'num_features', None) if m in self.norm_set else None
 
 @patch
 def check_branch(self:Plan, norm:nn.Module, edits:list[Edit]) -> None:
     "A norm in a part that was chosen can only go into layers of the same part"
-    for part,unused in self.chosen.items():
-        inside = set(part.modules())
+    for inside,unused in self.chosen:
         if norm in inside and any(e.layer not in inside for e in edits): raise Keep('choice', name=self.names[unused])
 
 # %% ../nbs/05_plan.ipynb #8aa467b8
 @patch
 def settle(self:Plan) -> Plan: # Itself, with all `homes` and `reasons`
     "Find a home for every norm that has one"
-    self.norm_set = set(self.all_norms)
     self.chosen = self.branches()
     todo,before = [m for m in self.all_norms[::-1] if m not in self.banned],None
     self.reasons |= self.banned
@@ -326,7 +315,7 @@ def settle(self:Plan) -> Plan: # Itself, with all `homes` and `reasons`
 @patch
 def without(self:Plan, banned:dict[nn.Module,str]) -> Plan: # A new plan from the same record
     "The plan if the norms in `banned` must be kept, for the reason given"
-    return replace(self, banned=self.banned|banned, homes={}, reasons={}, moved=False).settle()
+    return replace(self, banned=self.banned|banned, homes={}, reasons={}).settle()
 
 @patch
 def first(self:Plan, n:int) -> Plan:
@@ -339,6 +328,13 @@ def rows(self:Plan) -> list[FoldRow]: # One per norm, in order of execution
     "The plan as a table"
     into = lambda m: list(dict.fromkeys(e.op.name for e in self.homes.get(m, ())))
     return [FoldRow(self.names[m], type(m).__name__, into(m), self.reasons.get(m, '')) for m in self.all_norms]
+
+# %% ../nbs/05_plan.ipynb #118b25d4
+@patch(as_prop=True)
+def crossed(self:Plan) -> bool:
+    "Did any norm go further than to the layers beside it?"
+    def beside(norm): return {o for c in self.flow.calls[norm] for o in (c.inputs[0].producer, *c.outputs[0].users)}
+    return any(e.op not in beside(norm) for norm,home in self.homes.items() for e in home)
 
 # %% ../nbs/05_plan.ipynb #8e605a44
 def follow_twice(rec:Recorder) -> bool: # Was it one image, and can the model take two?
@@ -368,4 +364,4 @@ def make_plan(
     rec = record(model, args, kwargs, is_leaf) if found and args is not None else Recorder(model, is_leaf)
     if not rec.flow.called.issuperset(found): follow_rest(rec, model, found, nn.Module if rec.flow.passes else nn.Sequential)
     plan = Plan(model, rec.flow, in_order(found, rec.flow), norms, layers, **options).settle()
-    return plan.without({}) if plan.moved and follow_twice(rec) else plan
+    return plan.without({}) if plan.crossed and follow_twice(rec) else plan

@@ -14,12 +14,16 @@ from random_nets import check, difference, live, nets
 
 warnings.filterwarnings('ignore', message='.*weight_norm.* is deprecated')
 
-class Net(nn.Module):
+class Parts(nn.Module):
+    "Has `children`"
+    def __init__(self, **children):
+        super().__init__()
+        for k,m in children.items(): setattr(self, k, m)
+class Net(Parts):
     "`children`, used as the function `forward` says"
     def __init__(self, forward, **children):
-        super().__init__()
+        super().__init__(**children)
         self.function = forward
-        for k,m in children.items(): setattr(self, k, m)
     def forward(self, *args, **kwargs): return self.function(self, *args, **kwargs)
 
 def conv(i=4, o=4, k=3, **kwargs): return nn.Conv2d(i, o, k, **kwargs)
@@ -226,12 +230,9 @@ class Aux(nn.Module):
         self.conv,self.bn,self.out = conv(k=1, bias=False),nn.BatchNorm2d(4),nn.Linear(4, 2)
     def forward(self, x): return self.out(self.bn(self.conv(x)).relu().mean((2, 3)))
 
-class WithAux(nn.Module):
+class WithAux(Parts):
     "A model whose example doesn't reach `aux`"
-    def __init__(self, aux, **more):
-        super().__init__()
-        self.conv,self.bn,self.aux = conv(),nn.BatchNorm2d(4),aux
-        for k,m in more.items(): setattr(self, k, m)
+    def __init__(self, aux, **more): super().__init__(conv=conv(), bn=nn.BatchNorm2d(4), aux=aux, **more)
     def forward(self, x):
         y = self.bn(self.conv(x))
         return (y, self.aux(x)) if self.training and self.aux is not None else y
@@ -276,20 +277,16 @@ class WordAndImage(nn.Module):
         self.embed,self.linear,self.conv,self.bn = nn.Embedding(5, 4),nn.Linear(4, 4),conv(),nn.BatchNorm2d(4)
     def forward(self, image, word, scale=1.): return self.linear(self.embed(word)).mean(1) + self.bn(self.conv(image)).mean((2, 3))*scale
 def test_inferred_from_two_inputs(): assert not BN_Folder().plan(live(WordAndImage())).kept
-class Odd(nn.Module):
+class Odd(Parts):
     "Takes what can't be guessed"
-    def __init__(self, body, **more):
-        super().__init__()
-        self.body = body
-        for k,m in more.items(): setattr(self, k, m)
     def forward(self, x, n): return self.body(x)*int(n)
 def test_sequentials_of_a_model_that_nothing_is_known_of():
-    model = live(Odd(nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU()), other=Aux()))
+    model = live(Odd(body=nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU()), other=Aux()))
     folder = BN_Folder()
     folded = folder.fold(model)
     assert [r.name for r in folder.report.folded]==['body.1'] and folder.report.max_err<1e-12
     with torch.no_grad(): assert difference([model(images, 2)], [folded(images, 2)])<1e-9
-    with pytest.raises(FoldError, match='give one'): BN_Folder().fold(live(Odd(Aux())))
+    with pytest.raises(FoldError, match='give one'): BN_Folder().fold(live(Odd(body=Aux())))
 
 # what one example doesn't show
 
