@@ -327,7 +327,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'fastfold.report.stages': ('report.html#stages', 'fastfold/report.py'),
                                  'fastfold.report.table_html': ('report.html#table_html', 'fastfold/report.py'),
                                  'fastfold.report.write': ('report.html#write', 'fastfold/report.py'),
-                                 'fastfold.report.write_page': ('report.html#write_page', 'fastfold/report.py')},
+                                 'fastfold.report.write_file': ('report.html#write_file', 'fastfold/report.py')},
             'fastfold.through': { 'fastfold.through.Step': ('through.html#step', 'fastfold/through.py'),
                                   'fastfold.through.Step.active': ('through.html#step.active', 'fastfold/through.py'),
                                   'fastfold.through.Step.everywhere': ('through.html#step.everywhere', 'fastfold/through.py'),

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure # after the star import, which has another 
 from PIL import Image, ImageDraw
 from .bench import BenchResult, bench_note, benchmark, show_ms
 from .learner import FoldCallback
-from .report import FoldReport, colors, report_page, table_html, write_page
+from .report import FoldReport, colors, report_page, table_html, write_file
 
 # %% ../nbs/10_demo.ipynb #febca677
 cat_face = [
@@ -315,7 +315,7 @@ def save(
     cloudpickle.register_pickle_by_value(module)
     try: learn.export('folded.pkl')
     finally: cloudpickle.unregister_pickle_by_value(module)
-    write_page(path/'report.html', report_page(res.report, comparison_html(res)))
+    write_file(path/'report.html', report_page(res.report, comparison_html(res)))
     part = path/'report.png.part'
     res.plot().savefig(part, format='png', dpi=150)
     return [path/'folded.pkl', path/'report.html', part.replace(path/'report.png')]

@@ -52,7 +52,7 @@ class FoldReport:
         return report_df(self)
     def to_html(self, path:str|Path)->Path:
         "Save as one self-contained page at `path`"
-        return write_page(path, report_page(self))
+        return write_file(path, report_page(self))
     def plot(self, ax:'Axes|None'=None)->'Axes':
         "Draw the network as a strip, one mark per norm: a line for those folded, then one for each reason to keep"
         return draw_report(self, ax)
@@ -207,15 +207,15 @@ def report_page(
 """
 
 # %% ../nbs/04_report.ipynb #437d9d3a
-def write_page(
+def write_file(
     path:str|Path, # Where to save; its folder must exist
-    text:str, # Whole content
+    content:str|bytes, # All of it
 )->Path: # `path`
-    "Write `text` to `path`, all of it or nothing"
+    "Write `content` to `path`, all of it or nothing"
     path = Path(path)
     tmp = path.with_name(f'{path.name}.{os.getpid()}.tmp')
     try:
-        tmp.write_text(text, encoding='utf-8')
+        tmp.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
     return path

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_map_only
 from .bench import show_rounds
 from .flow import fixed_rng, tensors_in
 from .folder import BN_Folder, disagreement
-from .report import by_reason, card, colors, elide, marks, write
+from .report import by_reason, card, colors, elide, marks, write, write_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -418,9 +418,5 @@ def save(
     plt.close(figure)
     rows = [vars(t) | dict(reasons='; '.join(f'{n} kept: {why}' for why,n in t.reasons.items())) for t in trials]
     for name,data in ('zoo.csv', pd.DataFrame(rows).to_csv(index=False).encode()), ('zoo.png', png.getvalue()):
-        part = Path(path)/f'{name}.part'
-        try:
-            part.write_bytes(data)
-            res.append(part.replace(Path(path)/name))
-        finally: part.unlink(missing_ok=True)
+        res.append(write_file(Path(path)/name, data))
     return res
