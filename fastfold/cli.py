@@ -46,7 +46,7 @@ def check_random(n:int, seed:int, progress:bool):
     from fastfold.affine import FoldError
     from fastfold.fuzz import fuzz
     print(res := fuzz(n, seed, progress))
-    if res.failures: raise FoldError(f'{len(res.failures)} of {n} networks failed')
+    if res.failures: raise FoldError(f'{len(res.failures)} of {n} networks failed: run one alone with --fuzz 1 and its --seed from above')
 
 def check_known(archs:list[str]|None, size:int, peers:bool, seed:int, out:str, progress:bool):
     "Fold architectures, save what became of them, and fail if one isn't as it should be"
@@ -58,9 +58,10 @@ def check_known(archs:list[str]|None, size:int, peers:bool, seed:int, out:str, p
     for o in FOLDERS if peers else ():
         if o not in folders: print(f'{o} is not installed: pip install "fastfold[peers]"')
     trials = run(nets, folders, seed, progress)
-    if all(t.folder=='original' for t in trials): raise FoldError('none of these networks can be made and run here')
+    if all(t.folder=='original' for t in trials): raise FoldError(
+        f'none of these networks can be made and run here: try a larger --size than {size}, or other names')
     print(f'\n{summary(trials)}\n\nIn {out}: {", ".join(o.name for o in save(trials, path))}')
-    if wrong := complaints(nets, trials): raise FoldError('; '.join(wrong))
+    if wrong := complaints(nets, trials): raise FoldError(f'{"; ".join(wrong)}: report this, with the name of the network')
 
 # %% ../nbs/15_cli.ipynb #f5e9b1cc
 def zoo(
