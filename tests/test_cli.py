@@ -326,7 +326,8 @@ def test_fold_force(d, capsys):
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 @pytest.mark.parametrize('name,says', [('text', "it may be damaged or no pickle: give what"), ('empty', "can't be loaded"), ('half', "can't be loaded"),
     ('weights', 'holds no learner or model (OrderedDict): give what'), ('absent', "needs the module 'no_such', which can't be found: install it"),
-    ('gone', "needs what can't be found here (Can't get attribute 'Opaque'"), ('scripted', 'is a scripted module'), ('opaque', 'no example batch could be inferred for Opaque')])
+    ('gone', "needs what can't be found here (Can't get attribute 'Opaque'"),
+    ('scripted', 'is a scripted module'), ('opaque', 'no example batch could be inferred for Opaque')])
 def test_fold_fails(name, says, d, export, capsys, monkeypatch):
     "The line says what is wrong with a file"
     module = type(sys)('no_such')
