@@ -188,7 +188,7 @@ def reason_html(reason:str)->str: # HTML
     "A reason, and what to do about it"
     todo = re.sub('^(nothing: )?', lambda m: 'Nothing to do: ' if m[1] else 'What to do: ', advice(reason))
     more = f'<div><small>{escape(todo)}</small></div>' if advice(reason) else ''
-    return words_html(f'<span title="{escape(reason)}">{escape(short_names(reason, 40))}</span>{more}')
+    return words_html(f'<span title="{escape(reason)}">{escape(short_names(reason, 34))}</span>{more}')
 
 def kept_html(kept:list[FoldRow])->str: # HTML, '' if nothing was kept
     "Table of the kept norms, by reason"
@@ -196,7 +196,7 @@ def kept_html(kept:list[FoldRow])->str: # HTML, '' if nothing was kept
     rows = []
     for reason,at in by_reason(kept):
         kinds = ', '.join(sorted({kept[i].kind for i in at}))
-        names = names_html([kept[i].name for i in at], width=40)
+        names = names_html([kept[i].name for i in at], width=36)
         rows.append([str(len(at)), reason_html(reason), words_html(f'{names}<div><small>{escape(kinds)}</small></div>')])
     title = f'<p>{mark_html("kept")} <b>{len(kept)} kept</b></p>\n'
     return title + table_html(['count','because','norms'], rows)
