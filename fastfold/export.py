@@ -14,6 +14,7 @@ import cloudpickle, torch
 from torch import nn
 from fastai.callback.hook import Hook
 from fastai.learner import Learner
+from fastai.torch_core import get_model
 from .affine import FoldError
 from .folder import BN_Folder
 from .learner import only_for_inference
@@ -55,9 +56,10 @@ def fold_whole(
 )->FoldReport: # What was folded, what was kept, and why
     "Fold a learner or a model, on a batch that is inferred"
     if isinstance(what, Learner):
-        with hooks_kept(what.model): return what.fold()
+        with hooks_kept(get_model(what.model)): return what.fold()
     folder = BN_Folder()
     with hooks_kept(what): folder.fold(what, inplace=True)
+    assert folder.report
     return folder.report
 
 # %% ../nbs/14_export.ipynb #c9f59c53

@@ -110,3 +110,8 @@ def test_without_links(copy_to, tmp_path):
     assert 'as they should be' in run(sys.executable, 'tools/links.py', cwd=d)
     run(scripts/'nbdev-clean', cwd=d)
     assert (d/'nbs/index.ipynb').samefile(d/'index.ipynb')
+
+def test_types(root):
+    "What the package says of its types holds, as far as PyTorch and fastai say something of theirs. The first run reads through both, which takes minutes"
+    pytest.importorskip('mypy', reason='mypy checks the types')
+    run(sys.executable, 'tools/typecheck.py', cwd=root)

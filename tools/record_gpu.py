@@ -35,7 +35,7 @@ def clean(
     "Without what differs from run to run, and without warnings, which are shown here instead"
     for o in outs:
         if o.get('name')=='stderr': print(''.join(o['text']), file=sys.stderr)
-        if 'execution_count' in o: o['execution_count'] = None
+        o.update({k:v for k,v in dict(execution_count=None, metadata={}).items() if k in o})
         for d in (o, o.get('data', {})):
             for k,v in d.items():
                 if k.startswith('text'): d[k] = re.sub(r'(?<=\w) at 0x\w+', '', ''.join(v)).splitlines(keepends=True)
