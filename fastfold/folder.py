@@ -364,8 +364,8 @@ def shape_changes(model:nn.Module, state:dict[str,Any], norms:dict[type|str,Norm
     "What has to change in `model` so that it is folded where the model was that `state` is of"
     res = []
     for (owner,key),m in ((o, m) for m in norms_of(model, norms) for o in slots(model, '_modules').get(id(m), ())):
-        own = [f'{owner}.{key}.{k}'.lstrip('.') for k in m.state_dict() if '.' not in k]
-        if own and not state.keys() & set(own) and (rule := rule_of(m, norms)):
+        own = {f'{owner}.{key}.{k}'.lstrip('.') for k in m.state_dict() if '.' not in k}
+        if own-state.keys() and (rule := rule_of(m, norms)): # not `own&`: what a norm leaves behind may have a weight of the same name (PReLU)
             res.append(Change(owner, '_modules', key, m, rule.rest(m).train(m.training)))
     for n,m in model.named_modules():
         if m._parameters.get('bias', 0) is None and (b := state.get(f'{n}.bias'.lstrip('.'))) is not None:
