@@ -20,7 +20,8 @@ from fastcore.basics import patch
 from .affine import exact, FoldError, LAYER_SCALES, LAYERS, LayerRule, NORMS, NormRule, rule_of
 from .example import examples
 from .flow import ExampleError, fresh, run, tensors_in
-from .plan import Plan, make_plan, norms_of, reason
+from .plan import Plan, make_plan, norms_of
+from .reasons import Reason, reason
 from .report import FoldReport, some_names
 
 # %% ../nbs/06_folder.ipynb #a1d5d20b
@@ -93,7 +94,7 @@ def make_changes(plan:Plan) -> list[Change]:
     return res
 
 # %% ../nbs/06_folder.ipynb #6e226a96
-def overflowing(plan:Plan, changes:list[Change]) -> dict[nn.Module,str]: # norm -> why it must be kept
+def overflowing(plan:Plan, changes:list[Change]) -> dict[nn.Module,Reason]: # norm -> why it must be kept
     "Norms that would make a weight overflow"
     def finite(t): return t.sum(dtype=torch.float32).isfinite() or t.isfinite().all() # the sum is quicker, but may overflow itself
     bad = {c.owner:c.new.dtype for c in changes if c.kind=='_parameters' and not finite(c.new)}
@@ -226,7 +227,7 @@ def placed(model:nn.Module, changes:list[Change]) -> Iterator[nn.Module]:
     finally: restore(model, changes)
 
 @patch
-def blame(self:Check, err:float) -> dict[nn.Module,str]: # The norm, and the reason to keep it
+def blame(self:Check, err:float) -> dict[nn.Module,Reason]: # The norm, and the reason to keep it
     "The first norm whose fold makes the output differ by more than rounding, found by bisection"
     good,bad = 0,len(self.plan.homes)
     while bad-good>1:
@@ -248,10 +249,10 @@ def twin(self:Check) -> Check:
     args,kwargs = (exactly(main[0].args), exactly(main[0].kwargs)) if main else (None, None)
     new = make_plan(model, args, kwargs, plan.norms, plan.layers, into=plan.into, forward=plan.forward)
     kept = {plan.names[m] for m in plan.all_norms if m not in plan.homes}
-    return Check(new.without({m:'' for m in new.homes if new.names[m] in kept}), self.tol, is_twin=True)
+    return Check(new.without({m:Reason() for m in new.homes if new.names[m] in kept}), self.tol, is_twin=True)
 
 @patch
-def verdict(self:Check, err:float) -> tuple[dict[nn.Module,str],float]: # The norms to keep, with the reason, and the difference that counts
+def verdict(self:Check, err:float) -> tuple[dict[nn.Module,Reason],float]: # The norms to keep, with the reason, and the difference that counts
     "What to make of a difference of `err`"
     if self.tol is not None or err<=32*self.eps or self.floor<1e-2: return {} if self.passes(err) else self.blame(err),err
     try:

@@ -2,7 +2,7 @@
 and the page that explains the reasons must have them all"""
 import ast,json,re
 import pytest
-from fastfold.plan import REASONS
+from fastfold.reasons import REASONS
 
 actions = """add call check compare convert define fold give install leave load look make move nothing pass put remove report run split start subtract
     train try use unfold""".split()
