@@ -130,11 +130,11 @@ def copy_with(model:nn.Module, changes:list[Change]) -> nn.Module:
     memo = {id(c.old):c.new for c in changes if c.old is not None}
     try: res = deepcopy(model, memo)
     except Exception as e: raise FoldError(
-        f"{type(model).__name__} can't be copied ({type(e).__name__}: {e}): fold(..., inplace=True) needs no copy") from e
+        f"{type(model).__name__} can't be copied ({type(e).__name__}: {e}): use fold(..., inplace=True), which needs no copy") from e
     place(res, [c for c in changes if c.old is None])
     for c in changes:
         if c.get(res) is not c.new: raise FoldError(
-            f"the copy of '{c.owner}' doesn't have what it should (a `__deepcopy__` of its own?): fold(..., inplace=True) needs no copy")
+            f"the copy of '{c.owner}' doesn't have what it should (a `__deepcopy__` of its own?): use fold(..., inplace=True), which needs no copy")
     return res
 
 # %% ../nbs/06_folder.ipynb #4569dbfb
@@ -256,11 +256,11 @@ def verdict(self:Check, err:float) -> tuple[dict[nn.Module,Reason],float]: # The
     "What to make of a difference of `err`"
     if self.tol is not None or err<=32*self.eps or self.floor<1e-2: return {} if self.passes(err) else self.blame(err),err
     try:
-        if self.is_twin: raise FoldError('rounding decides there too')
+        if self.is_twin: raise FoldError('there, too, rounding decides what comes out')
         twin = self.twin()
     except Exception as e:
         warnings.warn(f"rounding alone changes the output of {type(self.plan.model).__name__} by {self.floor:.0e}, and float64 doesn't help "
-            f"({type(e).__name__}: {e}): the fold is not verified")
+            f"({type(e).__name__}: {e}): the fold is not verified, so compare the accuracy of both models on your own data")
         return {},err
     with placed(twin.plan.model, make_changes(twin.plan)) as m: err = twin.error(m)
     banned,err = twin.verdict(err)
