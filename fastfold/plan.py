@@ -291,9 +291,9 @@ def branches(self:Plan) -> list[tuple[set[nn.Module],nn.Module]]: # What is in t
 
 @patch
 def check_branch(self:Plan, norm:nn.Module, edits:list[Edit]) -> None:
-    "A norm in a part that was chosen can only go into layers of the same part"
+    "A norm and the layers it goes into are all in the same one of the parts to choose from, or all outside of them"
     for inside,unused in self.chosen:
-        if norm in inside and any(e.layer not in inside for e in edits): raise Keep('choice', name=self.names[unused])
+        if any((e.layer in inside)!=(norm in inside) for e in edits): raise Keep('choice', name=self.names[unused])
 
 # %% ../nbs/05_plan.ipynb #8aa467b8
 @patch
