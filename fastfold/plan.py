@@ -124,7 +124,7 @@ def back(self:Plan, step:Step, user:Op) -> Iterator[Edit]:
     op = value.producer
     if op is None: raise Keep('from_input')
     if blocker := self.blocker(value): raise Keep('from_op', op=blocker)
-    if step.everywhere and (other := reader(op)): raise Keep('users', op=other)
+    if (other := reader(op)) and step.everywhere: raise Keep('users', op=other)
     if self.is_gone(op.func): yield from self.back(step._replace(value=op.inputs[0]), op)
     elif has_kind(op.func, self.layers): yield self.edit(op, 'after', step)
     else:

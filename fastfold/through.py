@@ -48,7 +48,8 @@ def first_step(value:Value, a:Affine, axis:int) -> Step:
     "All of `value` to go through `a`, with the channels along `axis`"
     n,view = value.shape[axis],[1]*len(value.shape)
     view[axis] = n
-    return Step(value, Affine(F.pad(a.scale, (0,1), value=1.), F.pad(a.shift, (0,1))), torch.arange(n).view(view).expand(value.shape))
+    ends = a.scale.new_tensor([1.]),a.shift.new_tensor([0.])
+    return Step(value, Affine(*map(torch.cat, zip(a, ends))), torch.arange(n).view(view).expand(value.shape))
 
 # %% ../nbs/03_through.ipynb #32aa3737
 def constant(channels:Tensor, axes:list[int]) -> Tensor|None: # With length 1 along `axes`; None if the channels differ there
