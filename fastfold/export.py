@@ -6,17 +6,15 @@
 __all__ = ['load_whole', 'fold_whole', 'save_whole']
 
 # %% ../nbs/14_export.ipynb #1a3ca4f8
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import BinaryIO, Iterator
+from typing import BinaryIO
 import io, shutil, tempfile, warnings
 import cloudpickle, torch
 from torch import nn
-from fastai.callback.hook import Hook
 from fastai.learner import Learner
 from .affine import FoldError
 from .folder import BN_Folder
-from .learner import only_for_inference
+from .learner import hooks_emptied, only_for_inference
 from .report import FoldReport
 
 # %% ../nbs/14_export.ipynb #df0663f4
@@ -38,24 +36,13 @@ def load_whole(
         "weights alone are not enough")
 
 # %% ../nbs/14_export.ipynb #526ecd0e
-@contextmanager
-def hooks_kept(model:nn.Module)->Iterator[None]:
-    "Leave what fastai's hooks on modules of `model` have stored as it was"
-    hooks = [getattr(h, '__self__', None) for m in model.modules() for h in m._forward_hooks.values()]
-    stored = [(o, o.stored) for o in hooks if isinstance(o, Hook)]
-    try: yield
-    finally:
-        for o,before in stored: o.stored = before
-
-# %% ../nbs/14_export.ipynb #10cd51ce
 def fold_whole(
     what:Learner|nn.Module, # Changed in place
 )->FoldReport: # What was folded, what was kept, and why
     "Fold a learner or a model, on a batch that is inferred"
-    if isinstance(what, Learner):
-        with hooks_kept(what.model): return what.fold()
+    if isinstance(what, Learner): return what.fold()
     folder = BN_Folder()
-    with hooks_kept(what): folder.fold(what, inplace=True)
+    folder.fold(what, inplace=True)
     return folder.report
 
 # %% ../nbs/14_export.ipynb #c9f59c53
@@ -66,7 +53,7 @@ def save_whole(
 )->Path: # `path`
     "Write `what` to `path`: whole, or not at all"
     data = io.BytesIO() # PyTorch itself doesn't say that a disk is full
-    with only_for_inference(what) if isinstance(what, Learner) else nullcontext(): torch.save(what, data, pickle_module=cloudpickle)
+    with only_for_inference(what) if isinstance(what, Learner) else hooks_emptied(what): torch.save(what, data, pickle_module=cloudpickle)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}-') as d:
             part = Path(d)/path.name

@@ -21,7 +21,7 @@ from .affine import exact, FoldError, LAYER_SCALES, LAYERS, LayerRule, NORMS, No
 from .example import examples
 from .flow import ExampleError, fresh, run, tensors_in
 from .plan import Plan, make_plan, norms_of, reason
-from .report import FoldReport
+from .report import FoldReport, some_names
 
 # %% ../nbs/06_folder.ipynb #a1d5d20b
 log = logging.getLogger('fastfold')
@@ -43,16 +43,17 @@ def check_model(model:nn.Module) -> None:
 # %% ../nbs/06_folder.ipynb #57ef48af
 @dataclass(eq=False)
 class Change:
-    "One parameter or child module, as it was and as it will be"
+    "One parameter, buffer or child module, as it was and as it will be"
     owner:str # Name of the module that it belongs to
-    kind:str # '_parameters' or '_modules'
+    kind:str # '_parameters', '_buffers' or '_modules'
     key:str # Its name there
     old:Any
     new:Any
 
     def slot(self, model:nn.Module) -> dict[str,Any]: return getattr(model.get_submodule(self.owner), self.kind)
     def get(self, model:nn.Module) -> Any: return self.slot(model)[self.key]
-    def put(self, model:nn.Module, what:Any) -> None: self.slot(model)[self.key] = what
+    def put(self, model:nn.Module, what:Any) -> None:
+        self.slot(model)[self.key] = what.to(self.get(model)) if self.kind=='_buffers' else what # a buffer set aside doesn't move with the model
 
 # %% ../nbs/06_folder.ipynb #f6c635f3
 def slots(model:nn.Module, kind:str) -> dict[int,list[tuple[str,str]]]: # id -> all (owner, key) where that object is registered
@@ -301,10 +302,9 @@ def _make_plan(self:BN_Folder, model:nn.Module, args:tuple, kwargs:dict) -> Plan
     if plan.flow.passes: return plan
     raise FoldError(f"no example batch could be inferred for {type(model).__name__}: give one, as in fold(model, xb)") from cause
 
-# %% ../nbs/06_folder.ipynb #850564ac
+# %% ../nbs/06_folder.ipynb #20fee840
 def count(model:nn.Module) -> int: return sum(p.numel() for p in model.parameters())
 
-# %% ../nbs/06_folder.ipynb #20fee840
 @patch
 @torch.inference_mode(False)
 def plan(self:BN_Folder,
@@ -357,4 +357,33 @@ def unfold(self:BN_Folder) -> nn.Module|None: # The model last folded in place, 
     "Take back the last fold in place: the same parameters and norms return, bit for bit"
     model,changes,self.changes = self.model,self.changes,[]
     if model is not None: restore(model, changes)
+    return model
+
+# %% ../nbs/06_folder.ipynb #37c82da1
+def shape_changes(model:nn.Module, state:dict[str,Any], norms:dict[type|str,NormRule]) -> list[Change]:
+    "What has to change in `model` so that it is folded where the model was that `state` is of"
+    res = []
+    for (owner,key),m in ((o, m) for m in norms_of(model, norms) for o in slots(model, '_modules').get(id(m), ())):
+        own = [f'{owner}.{key}.{k}'.lstrip('.') for k in m.state_dict() if '.' not in k]
+        if own and not state.keys() & set(own) and (rule := rule_of(m, norms)):
+            res.append(Change(owner, '_modules', key, m, rule.rest(m).train(m.training)))
+    for n,m in model.named_modules():
+        if m._parameters.get('bias', 0) is None and (b := state.get(f'{n}.bias'.lstrip('.'))) is not None:
+            res.append(Change(n, '_parameters', 'bias', None, nn.Parameter(m.weight.new_empty(b.shape), m.weight.requires_grad)))
+    return res
+
+@patch
+def load(self:BN_Folder,
+    model:nn.Module, # A fresh one, made as it was for training; changed in place
+    state:dict[str,Any] # What `state_dict()` of a folded model gave
+) -> nn.Module: # `model`, folded as that one was, with its weights
+    "Load what was saved of a folded model"
+    check_model(model)
+    with placed(model, changes := shape_changes(model, state, self.norms)) as m: own = m.state_dict()
+    def shape(d, k): return getattr(d[k], 'shape', ()) if k in d else None
+    if bad := [k for k in {**own, **state} if shape(own, k)!=shape(state, k)]: raise FoldError(
+        f"these weights are not those of a folded {type(model).__name__}, or not of this one ({some_names(bad)}): "
+        "make it as it was made for training, and give BN_Folder the `handlers` and the `layer_scale` that it was folded with")
+    place(model, changes)
+    model.load_state_dict(state)
     return model

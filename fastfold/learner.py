@@ -10,10 +10,13 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Callable, Iterator
 import inspect, os
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
 from fastai.basics import *
+from fastai.callback.hook import Hook
 from fastai.callback.schedule import LRFinder
 from .affine import FoldError
-from .folder import BN_Folder, place, restore
+from .folder import BN_Folder, Change, place, restore
 from .report import FoldReport, headline
 
 # %% ../nbs/09_learner.ipynb #9c1d3871
@@ -34,31 +37,77 @@ def fold_report(self:Learner) -> FoldReport|None:
     return f and f.report
 
 # %% ../nbs/09_learner.ipynb #0c56f65d
+def inputs(learn:Learner, b:tuple) -> tuple:
+    "What the model takes of batch `b`, on its device"
+    return to_device(tuple(b[:learn.dls.n_inp]), next(learn.model.parameters()).device)
+
 def example_batch(learn:Learner) -> tuple: # Positional inputs of the model; empty if there are no data
-    "The inputs of two items, on the device of the model, at no cost to the random state"
+    "The inputs of two items, at no cost to the random state"
     dl = next((o for o in reversed(learn.dls.loaders) if o.n), None)
     if dl is None: return ()
     try:
-        with no_random(reproducible=False): b = dl.new(bs=2, shuffle=False, num_workers=0).one_batch()
+        with no_random(reproducible=False): return inputs(learn, dl.new(bs=2, shuffle=False, num_workers=0).one_batch())
     except Exception as e: raise FoldError(
         f"no example batch could be had from `learn.dls` ({type(e).__name__}: {e}): give one, as in learn.fold(xb)") from e
-    return to_device(tuple(b[:learn.dls.n_inp]), next(learn.model.parameters()).device)
+
+# %% ../nbs/09_learner.ipynb #f9f65219
+class TakesTuple(nn.Module):
+    "`model` with its inputs in one tuple, as `update_bn` gives them"
+    def __init__(self, model): super().__init__(); self.model = model
+    def forward(self, xb): return self.model(*xb)
+
+def refresh(learn:Learner, n:int) -> None:
+    "Run the model on `n` batches of the training set, in another order and at no cost to the random state, for its running statistics"
+    model,dl = get_model(learn.model),learn.dls.train
+    if not len(dl): raise FoldError("there are no training data to take statistics from (a loaded learner?): leave out `refresh_bn`")
+    modes,momenta = {m:m.training for m in model.modules()},{m:m.momentum for m in model.modules() if isinstance(m, _BatchNorm)}
+    try:
+        with no_random(reproducible=False): update_bn(((inputs(learn, b),) for b in itertools.islice(dl.new(), n)), TakesTuple(model))
+    finally:
+        for m,mode in modes.items(): m.training = mode
+        for m,momentum in momenta.items(): m.momentum = momentum
+
+# %% ../nbs/09_learner.ipynb #ca86c6f1
+def refreshed(learn:Learner, n:int) -> list[Change]: # What it changed
+    "Take the running statistics anew from `n` batches, or leave everything as it was"
+    if not n: return []
+    model = get_model(learn.model)
+    buffers,stats = [Change(name, '_buffers', k, b, b.clone()) for name,m in model.named_modules() for k,b in m._buffers.items() if b is not None],[]
+    place(model, buffers)
+    try:
+        refresh(learn, n)
+        stats = [c for c in buffers if isinstance(model.get_submodule(c.owner), _BatchNorm)]
+    finally: restore(model, [c for c in buffers if c not in stats])
+    return stats
 
 # %% ../nbs/09_learner.ipynb #db47ee8b
-def fold_with(learn:Learner, folder:BN_Folder, xb:tuple) -> FoldReport:
+def fold_with(learn:Learner, folder:BN_Folder, xb:tuple, refresh_bn:int) -> FoldReport:
     "Fold the model of `learn` in place with `folder`, and remember that"
-    folder.fold(get_model(learn.model), *(xb or example_batch(learn)), inplace=True)
-    learn._fold = folder,xb
+    stats = refreshed(learn, refresh_bn)
+    try: folder.fold(get_model(learn.model), *(xb or example_batch(learn)), inplace=True)
+    finally:
+        if folder.changes: folder.changes = stats + folder.changes
+        else: restore(get_model(learn.model), stats)
+    learn._fold = folder,xb,refresh_bn
     return folder.report
 
 # %% ../nbs/09_learner.ipynb #0ace05d2
+def folder_with(refresh_bn:int=0, **kwargs) -> BN_Folder:
+    "A folder with the options of `learn.fold`, if these can be used"
+    if type(refresh_bn) is not int or refresh_bn<0: raise FoldError(f"refresh_bn={refresh_bn!r}: give a number of training batches, such as refresh_bn=50")
+    return BN_Folder(**kwargs)
+
+# %% ../nbs/09_learner.ipynb #964aebc3
 @patch
 def fold(self:Learner,
     *xb, # Inputs of one example batch; two items of the validation set by default
-    **kwargs # Options of `BN_Folder`: `layers`, `handlers`, `forward`, `verify`, `tol`
+    refresh_bn:int=0, # If any, take the running statistics anew from so many batches of the training set
+    **kwargs # Options of `BN_Folder`: `layers`, `handlers`, `forward`, `layer_scale`, `verify`, `tol`
 ) -> FoldReport: # What was folded, what was kept, and why
     "Fold the norms of the model, until it is trained on or `unfold`ed"
-    return self.fold_report if self.is_folded else fold_with(self, BN_Folder(**kwargs), xb)
+    if self.is_folded and not (xb or refresh_bn or kwargs): return self.fold_report
+    folder = folder_with(refresh_bn, **kwargs)
+    return fold_with(self.unfold(), folder, xb, refresh_bn)
 
 @patch
 def unfold(self:Learner) -> Learner:
@@ -80,11 +129,14 @@ def around(f:Callable) -> Callable:
 @contextmanager
 def unfolded(learn:Learner) -> Iterator[None]:
     "For a moment, the model as it was trained"
-    folder = folder_of(learn) if learn.is_folded else None
-    if folder: restore(folder.model, folder.changes)
+    if not learn.is_folded: return (yield)
+    folder = folder_of(learn)
+    changes = folder.changes
+    folder.unfold()
     try: yield
     finally:
-        if folder: place(folder.model, folder.changes)
+        place(folder.model, changes)
+        folder.changes = changes
 
 # %% ../nbs/09_learner.ipynb #184c1704
 @around
@@ -97,10 +149,8 @@ def save(orig, self:Learner, file, **kwargs):
 
 @around
 def load(orig, self:Learner, file, device=None, **kwargs):
-    folded = self.is_folded
-    self.unfold()
-    res = orig(self, file, device=device, **kwargs)
-    if folded: fold_with(self, *self._fold)
+    with unfolded(self): res = orig(self, file, device=device, **kwargs)
+    if self.is_folded: fold_with(self.unfold(), *self._fold)
     return res
 
 # %% ../nbs/09_learner.ipynb #4773d016
@@ -119,7 +169,11 @@ def fit(orig, self:Learner, *args, **kwargs):
 class FoldCallback(Callback):
     "Fold the model when training ends; it unfolds by itself when training goes on"
     order,name,_only_train_loop = 100,'fold_callback',True
-    def __init__(self, **kwargs): self.fold_options,self.fold_xb,self.has_trained = kwargs,(),False
+    def __init__(self,
+        **kwargs # Options of `Learner.fold`
+    ):
+        folder_with(**kwargs) # one that is wrong must not wait for the end of the training
+        self.fold_options,self.fold_xb,self.has_trained = kwargs,(),False
     def before_fit(self): self.has_trained = False
     def before_train(self): self.has_trained = True
 
@@ -133,6 +187,17 @@ class FoldCallback(Callback):
         try: print(headline(self.learn.fold(*self.fold_xb, **self.fold_options)))
         except Exception as e: warn(f"the model is trained, but was not folded: {e}")
 
+# %% ../nbs/09_learner.ipynb #0ec8728f
+@contextmanager
+def hooks_emptied(model:nn.Module) -> Iterator[None]:
+    "For a moment, the hooks of fastai on modules of `model` without what they have stored"
+    hooks = [o for m in model.modules() for h in m._forward_hooks.values() if isinstance(o := getattr(h, '__self__', None), Hook)]
+    stored = [o.stored for o in hooks]
+    for o in hooks: o.stored = None
+    try: yield
+    finally:
+        for o,before in zip(hooks, stored): o.stored = before
+
 # %% ../nbs/09_learner.ipynb #0a9da812
 @contextmanager
 def only_for_inference(learn:Learner) -> Iterator[None]:
@@ -140,7 +205,8 @@ def only_for_inference(learn:Learner) -> Iterator[None]:
     before = dict(vars(learn))
     for k in ('_fold', FoldCallback.name): vars(learn).pop(k, None)
     learn.opt,learn.cbs = None,L(o for o in learn.cbs if not isinstance(o, FoldCallback))
-    try: yield
+    try:
+        with hooks_emptied(learn.model): yield
     finally:
         vars(learn).clear()
         vars(learn).update(before)
