@@ -80,9 +80,9 @@ class InputNorm(nn.Module):
 
     def shaped(self, t:Tensor) -> Tensor: return t.view(-1, *(1,)*(-1-self.axis))
     def forward(self, x): return (x - self.shaped(self.mean).to(x))/self.shaped(self.std).to(x)
-    def inverse(self, y:Tensor) -> Tensor: # Of the same dtype
+    def inverse(self, y:Tensor) -> Tensor: # Of the same dtype, but a plain tensor: in a unet, what is made from a TensorImage holds on to it
         "The input that becomes `y`"
-        return (exact(y)*self.shaped(self.std) + self.shaped(self.mean)).to(y)
+        return (exact(y).as_subclass(Tensor)*self.shaped(self.std) + self.shaped(self.mean)).to(y.device, y.dtype)
 
 def input_map(norm:InputNorm, name:str) -> Affine: return Affine(1/norm.std, -norm.mean/norm.std)
 
