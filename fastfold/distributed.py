@@ -9,6 +9,7 @@ __all__ = []
 from typing import Any
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from fastai.learner import Learner
 from .folder import BN_Folder
 
@@ -33,9 +34,11 @@ def make_alike(
     told:list[Any] = [None]*dist.get_world_size()
     dist.all_gather_object(told, (error, [(c.owner, c.kind, c.key, getattr(c.new, 'shape', None)) for c in changes]))
     errors = [f'process {i}: {e}' for i,(e,_) in enumerate(told) if e]
-    if not errors and any(what!=told[0][1] for _,what in told): errors = ['the processes folded different norms: learn.fold() in the one that exports']
-    for c in changes:
-        if errors: break
-        if c.kind!='_modules': dist.broadcast(t := c.new.detach().contiguous(), 0); c.new.copy_(t)
+    if not errors and any(what!=told[0][1] for _,what in told):
+        errors = ['the processes folded different norms (learn.fold() still works, in the one that exports)']
+    for new in [c.new for c in changes if isinstance(c.new, Tensor) and not errors]:
+        t = new.detach().contiguous()
+        dist.broadcast(t, 0)
+        new.copy_(t)
     if errors and folder: folder.unfold()
     return '; '.join(errors)
