@@ -276,13 +276,14 @@ def in_order(norms:list[nn.Module], flow:Flow) -> list[nn.Module]:
 
 # %% ../nbs/05_plan.ipynb #a3080fc5
 @patch
-def branches(self:Plan) -> list[tuple[set[nn.Module],nn.Module]]: # What is in the part, and one beside it whose norms never ran
+def branches(self:Plan) -> list[tuple[set[nn.Module],nn.Module]]: # What is in the part, and one beside it that never ran
     "Parts that were chosen where there were others"
     norms,res = set(self.all_norms),[]
-    if self.flow.called.issuperset(norms): return res
+    own = norms.union(m for m in self.names if has_kind(m, self.layers))
+    if self.flow.called.issuperset(own): return res
     def size(m): return getattr(m, 'num_features', None) if m in norms else None
     for m in self.names:
-        ran = {o:any(n in self.flow.called for n in ns) for o in m.children() if (ns := norms.intersection(o.modules()))}
+        ran = {o:any(n in self.flow.called for n in ns) for o in m.children() if (ns := own.intersection(o.modules()))}
         for o in ran:
             alike = ran if isinstance(m, (nn.ModuleList,nn.ModuleDict)) else [p for p in ran if size(p) and size(p)==size(o)]
             unused = [p for p in alike if not ran[p]]

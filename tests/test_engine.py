@@ -330,6 +330,9 @@ def test_choice_of_layers():
     stems = nn.ModuleList([nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), conv()) for _ in range(2)])
     rep = fold(Net(lambda s,x,d=0: s.bn(s.stems[d](x)), bn=nn.BatchNorm2d(4), stems=stems), images, others=[(images, 1)])
     assert 'bn' in [r.name for r in rep.kept]
+    plain = nn.ModuleList([conv() for _ in range(2)])
+    for f in lambda s,x,d=0: s.parts[d](s.bn(x)), lambda s,x,d=0: s.bn(s.parts[d](x)):
+        keeps(Net(f, bn=nn.BatchNorm2d(4), parts=plain), images, others=[(images, 1)], why='beside it')
 
 odd_calls = [lambda v: v[:,[True, False, True, True]], lambda v: v.mean(()), lambda v: v.mean(np.int64(2), keepdim=True), lambda v: v.view(v.dtype),
     lambda v: F.interpolate(v, [torch.tensor(5), torch.tensor(4)]), lambda v: v.flatten().softmax(-1)@v.flatten()]
