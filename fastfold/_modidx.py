@@ -287,6 +287,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'fastfold/normalize.py'),
                                     'fastfold.normalize.NormalizeFolder._fold_input': ( 'normalize.html#normalizefolder._fold_input',
                                                                                         'fastfold/normalize.py'),
+                                    'fastfold.normalize.NormalizeFolder._fold_most': ( 'normalize.html#normalizefolder._fold_most',
+                                                                                       'fastfold/normalize.py'),
                                     'fastfold.normalize.NormalizeFolder._fold_norm': ( 'normalize.html#normalizefolder._fold_norm',
                                                                                        'fastfold/normalize.py'),
                                     'fastfold.normalize.NormalizeFolder.belong_to': ( 'normalize.html#normalizefolder.belong_to',

@@ -40,6 +40,7 @@ def the_normalize(dls:DataLoaders) -> list[Normalize]: # One for all loaders, or
         nrms = [o for o in tfms if isinstance(o, Normalize)]
         if len(nrms)!=1: raise FoldError(f"a loader of `learn.dls` has {len(nrms)} of them: give each the same one")
         if type(nrms[0]) is not Normalize: raise FoldError(f"it is a {type(nrms[0]).__name__}, which may do something of its own: use a plain Normalize")
+        if not (isinstance(nrms[0].mean, Tensor) and isinstance(nrms[0].std, Tensor)): raise FoldError("it has no mean and std that are tensors")
         if nrms[0].split_idx is not None: raise FoldError("it is for only one part of the data (its `split_idx`)")
         if tfms[-1] is not nrms[0]: raise FoldError(f"{type(tfms[-1]).__name__} comes after it in the batch transforms")
         found += [nrms[0]] if nrms[0] not in found else []
@@ -59,7 +60,9 @@ def normalized_inputs(dls:DataLoaders, nrm:Normalize) -> list[int]: # Their posi
     "The inputs of the model that `nrm` normalizes"
     dl = plain_loader(dls.loaders[0])
     if not getattr(dl, '_types', None):
-        with no_random(reproducible=False): dl._one_pass()
+        try:
+            with no_random(reproducible=False): dl._one_pass()
+        except Exception as e: raise FoldError(f"`learn.dls` gives no item to see what it acts on ({type(e).__name__}: {e})") from e
     kinds = next(iter(dl._types.values())) if isinstance(dl._types, dict) else [dl._types]
     at = [i for i,o in enumerate(kinds) if acts_on(nrm, o)]
     if any(i>=dl.n_inp for i in at): raise FoldError("it normalizes the targets too, which have to stay as they are")
@@ -184,20 +187,24 @@ def _fold_norm(self:NormalizeFolder, norm:InputNorm, model:nn.Module, xb:list, a
     return folder
 
 @patch
-def _fold_input(self:NormalizeFolder, model:nn.Module, xb:list) -> tuple[list[FoldRow],list[Change],list,float|None]:
-    "Fold the normalization of `xb`: what became of it, the changes of the model, the inputs that it takes now, and the difference"
-    nrms = the_normalize(self.dls)
-    at = [i for i in normalized_inputs(self.dls, nrms[0]) if i<len(xb)]
-    norm = same_norm([input_norm(nrms[0], xb[i]) for i in at])
-    todo = [norm] + [InputNorm(torch.zeros_like(norm.mean), norm.std, norm.axis)]*bool(norm.mean.any() and (norm.std!=1).any())
+def _fold_most(self:NormalizeFolder, norm:InputNorm, *args:Any) -> tuple[InputNorm,BN_Folder,list[FoldRow]]:
+    "Fold all of `norm`, or else only its division: what was tried last, what did it, and what became of each part"
+    subtracts,divides = norm.mean.any(),(norm.std!=1).any()
     tried:list[FoldRow] = []
-    for n in todo:
-        folder = self._fold_norm(n, model, xb, at)
+    for n in [norm] + [InputNorm(torch.zeros_like(norm.mean), norm.std, norm.axis)]*bool(subtracts and divides):
+        folder = self._fold_norm(n, *args)
         tried.append(place_of(folder))
         if tried[-1].into: break
-    divides,subtracts = tried[-1],tried[0]
-    rows = [replace(o, name=f'Normalize.{k}', kind='Normalize') for k,o,t in (('mean',subtracts,norm.mean), ('std',divides,norm.std-1)) if t.any()]
-    if not divides.into: return rows,[],xb,None
+    return n,folder,[replace(o, name=f'Normalize.{k}', kind='Normalize') for k,o,does in (('mean',tried[0],subtracts), ('std',tried[-1],divides)) if does]
+
+# %% ../nbs/06b_normalize.ipynb #6b282fce
+@patch
+def _fold_input(self:NormalizeFolder, model:nn.Module, xb:list) -> tuple[list[FoldRow],list[Change],list,float|None]:
+    "Fold the normalization of `xb`: what became of it, the changes, the inputs that `model` takes now, and the difference"
+    nrms = the_normalize(self.dls)
+    at = [i for i in normalized_inputs(self.dls, nrms[0]) if i<len(xb)]
+    n,folder,rows = self._fold_most(same_norm([input_norm(nrms[0], xb[i]) for i in at]), model, xb, at)
+    if not rows[-1].into: return rows,[],xb,None
     new = torch.zeros_like(nrms[0].mean) if n.mean.any() else nrms[0].mean,torch.ones_like(nrms[0].std)
     data = [DataChange('', 'data', f'Normalize.{i}', (o.mean, o.std), new, o, self.taken) for i,o in enumerate(nrms)]
     return rows,changes_in(folder)+data,[n.inverse(x) if i in at else x for i,x in enumerate(xb)],folder.report.max_err
@@ -238,7 +245,7 @@ def let_agree(
     dl:Any # What it is going to run on
 ) -> None:
     "Take folds back until the normalization of `dl` is what the model needs, with a warning"
-    mine = getattr(folder, 'taken', set())
+    mine:set[DataChange] = getattr(folder, 'taken', set())
     release(dl, mine)
     if mine and not isinstance(dl, list) and not has_taken(mine, dl):
         folder.unfold()

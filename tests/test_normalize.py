@@ -243,6 +243,26 @@ def test_data_that_are_replaced(tmp_path):
     learn.fold(normalize=True)
     torch.testing.assert_close(learn.get_preds()[0], want, rtol=1e-4, atol=1e-5)
 
+def test_wrapped_model(tmp_path):
+    "as an interrupted training on several devices leaves it"
+    learn = learner(tmp_path)
+    want = learn.get_preds()[0]
+    learn.model = nn.DataParallel(learn.model)
+    learn.fold(normalize=True)
+    assert learn.is_folded and parts(learn)['std'].into==['0.0']
+    torch.testing.assert_close(learn.get_preds()[0], want, rtol=1e-4, atol=1e-5)
+    assert torch.equal(learn.unfold().get_preds()[0], want)
+
+def test_choice_of_layers(tmp_path):
+    "which of them takes the input may depend on it"
+    class Either(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stems,self.head = nn.ModuleList([nn.Conv2d(3,4,3) for _ in range(2)]),nn.Sequential(nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(4,2))
+        def forward(self, x): return self.head(self.stems[len(x)>4](x))
+    learn = learner(tmp_path, Either)
+    assert 'beside it' in learn.fold(normalize=True).kept[0].reason and not learn.is_folded
+
 def test_two_pictures(tmp_path):
     "both are normalized, and go into the same convolution"
     learn = learner(tmp_path, Two, dls=data(x=(picture, lambda i: picture(i+100)), n_inp=2))
@@ -273,7 +293,7 @@ class Own(Normalize): "May do anything"
 bad = dict(late=lambda: data(RandomErasing()), targets=lambda: data(y=picture), none=lambda: data(x=lambda i: torch.rand(3,16,16)),
     own=lambda: change(data(), lambda n: Own(n.mean, n.std)), pixels=lambda: change(data(), lambda n: Normalize(torch.rand(1,3,16,16), n.std)),
     zero=lambda: change(data(), lambda n: Normalize(n.mean, n.std*0)), idle=lambda: change(data(), lambda n: Normalize(n.mean*0, n.std/n.std)),
-    different=lambda: change(data(), lambda n: Normalize(n.mean, n.std*2), slice(1)))
+    lists=lambda: change(data(), lambda n: Normalize(.5, .5)), different=lambda: change(data(), lambda n: Normalize(n.mean, n.std*2), slice(1)))
 def change(dls, f, which=slice(2)):
     for dl in dls.loaders[which]: dl.after_batch = Pipeline([*dl.after_batch.fs[:-1], f(normalize(dl))])
     return dls
@@ -282,7 +302,7 @@ def change(dls, f, which=slice(2)):
 def test_normalize_that_stays(name, tmp_path):
     "with a reason; the network is folded nonetheless, and the data are as they were"
     learn = learner(tmp_path, dls=bad[name]())
-    before,xb = values(learn) if name!='late' else [],torch.rand(2,3,16,16)
+    before,xb = values(learn) if name not in ('late','lists') else [],torch.rand(2,3,16,16)
     learn.fold(*[xb]*(name=='zero'), normalize=True)
     first,*norms = learn.fold_report.rows
     assert first.kind=='Normalize' and first.reason and all(r.into for r in norms), str(learn.fold_report)
