@@ -22,7 +22,7 @@ def demo(
     arch:str='resnet18', # Architecture, by its name in fastai, torchvision or timm
     seed:int=42, # For all that is random
     out:str='fastfold-demo', # Folder for folded.pkl, report.html and report.png
-    device:str=None, # Such as cpu, cuda, cuda:1 or mps; a GPU by CUDA if there is one, else the CPU
+    device:str|None=None, # Such as cpu, cuda, cuda:1 or mps; a GPU by CUDA if there is one, else the CPU
 ):
     "Train a network to tell cats from dogs, fold it, and show what changed"
     for k,v,least in ('epochs',epochs,1),('size',size,1),('bs',bs,2):
@@ -31,11 +31,11 @@ def demo(
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', module='(?!fastfold)') # of libraries, about each other
         from fastfold.demo import compare, find_arch, find_device, open_folder, pets, pets_learner, save, train
-        model,device,path = find_arch(arch),find_device(device),open_folder(out)
+        model,where,path = find_arch(arch),find_device(device),open_folder(Path(out))
         with pets(seed, progress) as images:
-            learn = pets_learner(images, model, size, bs, seed, device)
+            learn = pets_learner(images, model, size, bs, seed, where)
             n = len(learn.dls.train_ds)
-            print(f'{arch} learns to tell cats from dogs: {n} pictures of {size} pixels, {epochs} epoch{"s"*(epochs>1)}, on {device}', flush=True)
+            print(f'{arch} learns to tell cats from dogs: {n} pictures of {size} pixels, {epochs} epoch{"s"*(epochs>1)}, on {where}', flush=True)
             train(learn, epochs, progress)
             res = compare(learn, progress)
         print(f'\n{res}\n\nIn {out}: {", ".join(o.name for o in save(res, learn, path))}')
@@ -46,25 +46,26 @@ def check_random(n:int, seed:int, progress:bool):
     from fastfold.affine import FoldError
     from fastfold.fuzz import fuzz
     print(res := fuzz(n, seed, progress))
-    if res.failures: raise FoldError(f'{len(res.failures)} of {n} networks failed')
+    if res.failures: raise FoldError(f'{len(res.failures)} of {n} networks failed: run one alone with --fuzz 1 and its --seed from above')
 
 def check_known(archs:list[str]|None, size:int, peers:bool, seed:int, out:str, progress:bool):
     "Fold architectures, save what became of them, and fail if one isn't as it should be"
     from fastfold.affine import FoldError
     from fastfold.demo import open_folder
     from fastfold.zoo import FOLDERS, architectures, complaints, installed, run, save, summary
-    nets,path,folders = architectures(archs, size, seed),open_folder(out),installed()
+    nets,path,folders = architectures(archs, size, seed),open_folder(Path(out)),installed()
     if not peers: folders = {'fastfold': folders['fastfold']}
     for o in FOLDERS if peers else ():
         if o not in folders: print(f'{o} is not installed: pip install "fastfold[peers]"')
     trials = run(nets, folders, seed, progress)
-    if all(t.folder=='original' for t in trials): raise FoldError('none of these networks can be made and run here')
+    if all(t.folder=='original' for t in trials): raise FoldError(
+        f'none of these networks can be made and run here: try a larger --size than {size}, or other names')
     print(f'\n{summary(trials)}\n\nIn {out}: {", ".join(o.name for o in save(trials, path))}')
-    if wrong := complaints(nets, trials): raise FoldError('; '.join(wrong))
+    if wrong := complaints(nets, trials): raise FoldError(f'{"; ".join(wrong)}: report this, with the name of the network')
 
 # %% ../nbs/15_cli.ipynb #f5e9b1cc
 def zoo(
-    archs:Annotated[str, dict(opt=False, nargs='*')]=None, # Names of networks in torchvision, timm or fastai, or JSON files of such; a selection by default
+    archs:Annotated[list[str]|None, dict(type=str, opt=False, nargs='*')]=None, # Networks of torchvision, timm or fastai, or JSON lists; some by default
     size:int=64, # Width and height of the pictures, pixels; larger where a network needs it
     peers:bool=False, # Try the other folders that are installed, too
     fuzz:int=0, # Check that many random networks instead
@@ -114,7 +115,7 @@ def open_pickle(file:str, trust:bool)->Iterator[BinaryIO]:
 # %% ../nbs/15_cli.ipynb #ddfda87b
 def fold(
     file:str, # A learner that learn.export() wrote, or a model that torch.save(model, file) did
-    out:str=None, # File to write, also -o; beside the other by default, with -folded.pkl at the end of its name
+    out:str|None=None, # File to write, also -o; beside the other by default, with -folded.pkl at the end of its name
     force:bool=False, # Replace a file that is there?
     trust:bool=False, # Load a file that others own or can write to? That runs the code in it
     device:str='cpu', # Where to fold, and where what is written belongs: cpu, cuda, cuda:1 or mps
@@ -126,9 +127,9 @@ def fold(
             path = place_for(file, out, force)
             from fastfold.demo import find_device
             from fastfold.export import fold_whole, load_whole, save_whole
-            device = find_device(device)
+            where = find_device(device)
             print(f'loading {file} runs the code that is in it', file=sys.stderr, flush=True)
-            what = load_whole(f, device)
+            what = load_whole(f, where)
         print(report := fold_whole(what))
         if report.folded: print(f'\nIn {save_whole(what, path, like=Path(file))}')
         else: print(f'\nNothing to fold, so {path} is not written')

@@ -18,7 +18,7 @@ from difflib import get_close_matches
 from functools import partial
 from html import escape
 from random import Random
-from typing import Callable, Iterator
+from typing import Callable, Iterator, cast
 from unittest.mock import patch as replaced
 import cloudpickle, fastdownload.core, torch, torchvision
 from matplotlib import pyplot as plt
@@ -78,7 +78,8 @@ def draw_face(
 # %% ../nbs/10_demo.ipynb #a677bb10
 def any_color(rng:Random)->tuple[int,int,int]: # RGB, 0 to 255
     "A soft colour"
-    return Image.new('HSV', (1,1), (rng.randrange(256), rng.randrange(40,110), rng.randrange(100,240))).convert('RGB').getpixel((0,0))
+    color = Image.new('HSV', (1,1), (rng.randrange(256), rng.randrange(40,110), rng.randrange(100,240))).convert('RGB')
+    return cast(tuple[int,int,int], color.getpixel((0,0)))
 
 def draw_room(
     size:tuple[int,int], # Width and height, pixels
@@ -159,7 +160,7 @@ def pets(
         with tempfile.TemporaryDirectory() as d: yield draw_pets(Path(d), seed=seed)
 
 # %% ../nbs/10_demo.ipynb #5988492b
-def find_device(
+def find_device( # type: ignore[no-redef]
     name:str|None=None, # As in `torch.device`; a GPU if there is one, else the CPU by default
 )->torch.device:
     "The device called `name`, if it can be used"
@@ -174,11 +175,11 @@ def find_arch(
     known = {o: getattr(torchvision.models, o) for o in torchvision.models.list_models(torchvision.models)} | {o.__name__:o for o in model_meta}
     if name in known: return known[name]
     try: from timm import is_model, list_models
-    except ImportError: more,known = '; with timm installed there are many more',list(known)
+    except ImportError: more,names = '; with timm installed there are many more',list(known)
     else:
         if is_model(name): return name
-        more,known = '',[*known, *list_models()]
-    raise ArgumentTypeError(f"no architecture '{name}': try {', '.join(get_close_matches(name, known, 3, .5) or ['resnet18','xresnet18','vgg11_bn'])}{more}")
+        more,names = '',[*known, *list_models()]
+    raise ArgumentTypeError(f"no architecture '{name}': try {', '.join(get_close_matches(name, names, 3, .5) or ['resnet18','xresnet18','vgg11_bn'])}{more}")
 
 # %% ../nbs/10_demo.ipynb #b4253b87
 def pets_learner(
@@ -255,7 +256,7 @@ def compare(
         trained = validate()
     learn.fold()
     x = learn.dls.valid.one_batch()[0][:1]
-    return Comparison(report, trained, folded, benchmark(dict(trained=model, folded=learn.model), x, progress=progress, **kwargs))
+    return Comparison(report, trained, folded, benchmark(dict(trained=model, folded=get_model(learn.model)), x, progress=progress, **kwargs))
 
 # %% ../nbs/10_demo.ipynb #51dc80c0
 def comparison_cells(o:Comparison)->list[list[str]]: # Rows of four cells
@@ -285,7 +286,7 @@ def comparison_html(o:Comparison)->str: # HTML without a page around it
 # %% ../nbs/10_demo.ipynb #d5cce8fa
 def draw_comparison(o:Comparison)->Figure:
     "The strip of norms over the bars of latencies"
-    alone = [o.report.plot().figure, o.bench.plot().figure] # for the heights they ask for
+    alone = [cast(Figure, p.plot().figure) for p in (o.report, o.bench)] # for the heights they ask for
     upper,lower = [f.get_figheight() for f in alone]
     for f in alone: plt.close(f)
     fig,split = Figure(figsize=(8,upper+lower), facecolor=colors['card']),lower/(upper+lower)
@@ -311,7 +312,7 @@ def save(
     path:Path, # Folder
 )->list[Path]: # The files written
     "Write the folded learner, a page and a picture, each of them whole or not at all"
-    module,learn.path = sys.modules[cat_or_dog.__module__],path
+    module,learn.path = sys.modules[cat_or_dog.__module__],path # type: ignore[attr-defined]
     cloudpickle.register_pickle_by_value(module)
     try: learn.export('folded.pkl')
     finally: cloudpickle.unregister_pickle_by_value(module)

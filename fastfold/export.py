@@ -29,8 +29,10 @@ def load_whole(
             res = torch.load(f, map_location=device, weights_only=False)
     except ModuleNotFoundError as e: raise FoldError(
         f"{f.name} needs the module '{e.name}', which can't be found: install it, or put its folder on the PYTHONPATH") from e
-    except AttributeError as e: raise FoldError(f"{f.name} needs something that can't be found: {e}") from e
-    except Exception as e: raise FoldError(f"{f.name} can't be loaded, it may be damaged or no pickle: {type(e).__name__}: {e}") from e
+    except AttributeError as e: raise FoldError(
+        f"{f.name} needs what can't be found here ({e}): load and fold it in Python, where that is defined") from e
+    except Exception as e: raise FoldError(
+        f"{f.name} can't be loaded, it may be damaged or no pickle: give what learn.export() or torch.save(model, file) wrote ({type(e).__name__}: {e})") from e
     if isinstance(res, (Learner, nn.Module)): return res
     raise FoldError(f"{f.name} holds no learner or model ({type(res).__name__}): give what learn.export() or torch.save(model, file) wrote; "
         "weights alone are not enough")
@@ -43,6 +45,7 @@ def fold_whole(
     if isinstance(what, Learner): return what.fold()
     folder = BN_Folder()
     folder.fold(what, inplace=True)
+    assert folder.report
     return folder.report
 
 # %% ../nbs/14_export.ipynb #c9f59c53

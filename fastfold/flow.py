@@ -12,7 +12,7 @@ from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from functools import cache, partial
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 from unittest import mock
 from weakref import ref
 import gc, random, threading
@@ -145,6 +145,7 @@ class Recorder:
             for k,t in (*m._parameters.items(), *m._buffers.items()):
                 if t is not None: self.flow.params[f'{n}.{k}' if n else k] = self.now(t) or self.new_value(t)
         self.known,self.leaves = set(self.flow.params.values()),set(filter(is_leaf, self.flow.names))
+        self.torch_own = set(filter(is_torch_own, map(type, self.flow.names)))
 
     def new_value(self, t:Tensor, producer:Op|None=None) -> Value:
         "What `t` holds from now on"
@@ -212,9 +213,7 @@ def finish(self:Recorder, op:Op, out:list[Tensor]) -> None:
         if t is None or self.now(t) is not v: continue
         if v not in op.inputs and v not in op.params: op.inputs.append(v)
         self.new_value(t, op)
-    for t in out:
-        if not self.now(t): self.new_value(t, op)
-    op.outputs = [v for v in map(self.value, out) if v.producer is op]
+    op.outputs = [v for v in [self.now(t) or self.new_value(t, op) for t in out] if v.producer is op]
     if not out and op.asks_only and not any(v in self.known for v in op.inputs): return
     if out and not op.outputs: return # hands on what it was given, as dropout does in evaluation
     self.flow.ops.append(op)
@@ -263,15 +262,33 @@ def is_torch_own(cls:type) -> bool:
     return home.startswith('torch.nn.modules.') and all([f.__module__==home for f in forwards])
 
 @patch
-def leaf_call(self:Recorder, orig:Callable, m:nn.Module, args:tuple, kwargs:dict) -> Any: # What `m` returns
-    "Call `m` through `orig`, recorded as one operation"
-    own,call = own_tensors(m).values(),partial(orig, m)
-    op = Op(self.where, m, self.where, params=[self.value(t) for t in own], training=m.training)
-    plain = is_torch_own(type(m)) and not (kwargs or m.training or is_hooked(m)) and all([type(t) in (Tensor,nn.Parameter) for t in (*args, *own)])
-    if not plain: return self.call(call, args, kwargs, op)
-    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch(): return self.call(call, args, kwargs, op)
+def is_plain(self:Recorder, m:nn.Module, args:tuple, kwargs:dict, own:Iterable[Tensor]=()) -> bool: # own: the tensors of `m`
+    "Can calling `m` do nothing but what PyTorch says it does?"
+    if kwargs or m.training or type(m) not in self.torch_own or is_hooked(m): return False
+    return all([type(t) in (Tensor,nn.Parameter) for t in (*args, *own)])
+
+@patch
+def unwatched(self:Recorder, orig:Callable, m:nn.Module, args:tuple, op:Op) -> Any: # What `m` returns
+    "Call `m`, which is plain, through `orig`, as the recorded call `op`"
+    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+        op.inputs = [self.value(t) for t in args]
+        out = orig(m, *args)
+        if getattr(m, 'inplace', False): op.writes = [v.storage for v in op.inputs]
+        self.finish(op, [out])
+    return out
 
 # %% ../nbs/01_flow.ipynb #483bae5c
+_activations = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh)
+
+@patch
+def leaf_call(self:Recorder, orig:Callable, m:nn.Module, args:tuple, kwargs:dict) -> Any: # What `m` returns
+    "Call `m` through `orig`, recorded as one operation"
+    own = own_tensors(m).values()
+    op = Op(self.where, m, self.where, params=[self.value(t) for t in own], training=m.training)
+    if self.is_plain(m, args, kwargs, own): return self.unwatched(orig, m, args, op)
+    return self.call(partial(orig, m), args, kwargs, op)
+
+# %% ../nbs/01_flow.ipynb #07e874fc
 @patch
 def module_call(self:Recorder) -> Callable: # In place of `nn.Module.__call__`
     "How modules are called while recording"
@@ -282,6 +299,7 @@ def module_call(self:Recorder) -> Callable: # In place of `nn.Module.__call__`
         self.flow.called.add(m)
         try:
             if m in self.leaves: return self.leaf_call(orig, m, args, kwargs)
+            if type(m) in _activations and self.is_plain(m, args, kwargs): return self.unwatched(orig, m, args, Op(type(m).__name__, type(m), self.where))
             if m._forward_pre_hooks: self.hooked(m, args, kwargs)
             out = orig(m, *args, **kwargs)
             if m._forward_hooks: self.hooked(m, out)

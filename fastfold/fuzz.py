@@ -32,7 +32,7 @@ class RandomNet(nn.Module):
     def __repr__(self): return '\n'.join([*self.text, f'return {self.outs}', *map(str, self.layers)])
 
 # %% ../nbs/13_fuzz.ipynb #3207e8fc
-one = { # all can be called with any batch size
+one:dict[str,Callable] = { # all can be called with any batch size
     'relu': torch.relu, 'relu_': torch.relu_, 'mul': lambda v: v*2, 'mul_': lambda v: v.mul_(2), 'data.mul_': lambda v: (v.data.mul_(2), v)[1],
     'setitem': lambda v: (v.__setitem__((slice(None), 0), 1.), v)[1], 'detach': torch.detach, 'alias': lambda v: v[:], 'clone': torch.clone,
     'contiguous': lambda v: v.contiguous(), 'flatten': lambda v: v.flatten(1), 'flatten2': lambda v: v.flatten(2),
@@ -55,7 +55,7 @@ one = { # all can be called with any batch size
     'sdpa': lambda v: F.scaled_dot_product_attention(v.relu(), v.relu(), v), 'gather': lambda v: v[:,torch.arange(v.shape[1]).flip(0)],
     'unbind': lambda v: torch.stack(v.unbind(1), -1),
 }
-two = {
+two:dict[str,Callable] = {
     'sub alpha': lambda v,w: torch.sub(v, w, alpha=2), 'stack': lambda v,w: torch.stack([v, w], 2).flatten(1, 2), 'add first': lambda v,w: v+w[:,:1],
     'add one': lambda v,w: w[:1]+v, 'add pixel': lambda v,w: v+w.mean(-1, keepdim=True), 'like': lambda v,w: v.reshape_as(w),
     'attend to': lambda v,w: F.softmax(v@v.mT, -1)@w, 'add': torch.add, 'sub': torch.sub, 'add_': lambda v,w: v.add_(w),
@@ -128,6 +128,7 @@ def new_step(
     if kind in ('layer', 'again'): return f'layer {k}',lambda net,v: net.layers[k](v),[i]
     if kind=='read': return f'read weight {k}',lambda net,v: v + (next(net.layers[k].parameters(), v).sum()),[i]
     entangle(choose, net, k, kind)
+    return None
 
 # %% ../nbs/13_fuzz.ipynb #62159dbe
 def outputs(model:nn.Module, *xb:Any)->list[Tensor]:

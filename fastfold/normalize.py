@@ -22,7 +22,7 @@ from .example import examples
 from .flow import run
 from .folder import BN_Folder, Change, count, place, restore
 from .plan import reason
-from .report import FoldRow
+from .report import FoldReport, FoldRow
 
 # %% ../nbs/06b_normalize.ipynb #1bb750ed
 def batch_tfms(dl:Any) -> list: # In the order in which they run
@@ -32,18 +32,22 @@ def batch_tfms(dl:Any) -> list: # In the order in which they run
 def normalizes(dl:Any) -> list[Normalize]: return [o for o in batch_tfms(dl) if isinstance(o, Normalize)]
 
 # %% ../nbs/06b_normalize.ipynb #a1777cf0
+def check_tfms(tfms:list) -> Normalize:
+    "The one `Normalize` among the batch transforms of a loader, if it can be folded; else a `FoldError` with the reason"
+    nrms = [o for o in tfms if isinstance(o, Normalize)]
+    if len(nrms)!=1: raise FoldError(f"a loader of `learn.dls` has {len(nrms)} of them: give each loader the same one")
+    nrm, = nrms
+    if type(nrm) is not Normalize: raise FoldError(f"it is a `{type(nrm).__name__}`, which may do something of its own: use a plain Normalize")
+    if not all(isinstance(o, Tensor) for o in (nrm.mean, nrm.std)): raise FoldError("its `mean` and `std` are no tensors: make it with Normalize.from_stats")
+    if nrm.split_idx is not None: raise FoldError("its `split_idx` lets it act on a part of the data only: use one without")
+    if tfms[-1] is not nrm: raise FoldError(
+        f"`{type(tfms[-1]).__name__}` comes after it among the batch transforms, and is made for normalized pictures: remove it first")
+    return nrm
+
 def the_normalize(dls:DataLoaders) -> list[Normalize]: # One for all loaders, or several that do the same
-    "The `Normalize` that the model gets its inputs from; a `FoldError` with the reason if there isn't one that could be folded"
-    if not any(map(normalizes, dls.loaders)): raise FoldError("there is none among the batch transforms of `learn.dls`")
-    found = []
-    for tfms in map(batch_tfms, dls.loaders):
-        nrms = [o for o in tfms if isinstance(o, Normalize)]
-        if len(nrms)!=1: raise FoldError(f"a loader of `learn.dls` has {len(nrms)} of them: give each the same one")
-        if type(nrms[0]) is not Normalize: raise FoldError(f"it is a {type(nrms[0]).__name__}, which may do something of its own: use a plain Normalize")
-        if not (isinstance(nrms[0].mean, Tensor) and isinstance(nrms[0].std, Tensor)): raise FoldError("it has no mean and std that are tensors")
-        if nrms[0].split_idx is not None: raise FoldError("it is for only one part of the data (its `split_idx`)")
-        if tfms[-1] is not nrms[0]: raise FoldError(f"{type(tfms[-1]).__name__} comes after it in the batch transforms")
-        found += [nrms[0]] if nrms[0] not in found else []
+    "The `Normalize` that the model gets its inputs from"
+    if not any(map(normalizes, dls.loaders)): raise FoldError("`learn.dls` has no Normalize among its batch transforms: add one, or leave out normalize=True")
+    found = list(dict.fromkeys(check_tfms(batch_tfms(dl)) for dl in dls.loaders))
     a,*rest = [(o.mean.cpu(), o.std.cpu()) for o in found]
     if not all(torch.equal(t, u) for o in rest for t,u in zip(a, o)): raise FoldError("the loaders of `learn.dls` have different ones: give each the same")
     return found
@@ -62,12 +66,13 @@ def normalized_inputs(dls:DataLoaders, nrm:Normalize) -> list[int]: # Their posi
     if not getattr(dl, '_types', None):
         try:
             with no_random(reproducible=False): dl._one_pass()
-        except Exception as e: raise FoldError(f"`learn.dls` gives no item to see what it acts on ({type(e).__name__}: {e})") from e
+        except Exception as e: raise FoldError(f"`learn.dls` has no item that would show what it acts on ({type(e).__name__}: {e}): give it data") from e
     kinds = next(iter(dl._types.values())) if isinstance(dl._types, dict) else [dl._types]
     at = [i for i,o in enumerate(kinds) if acts_on(nrm, o)]
-    if any(i>=dl.n_inp for i in at): raise FoldError("it normalizes the targets too, which have to stay as they are")
-    if not at: raise FoldError("it acts on no input of the model (only on what is of type TensorImage)")
-    if any(isinstance(kinds[i], dict) for i in at): raise FoldError("it normalizes several pictures that are one input of the model")
+    if any(i>=dl.n_inp for i in at): raise FoldError("`Normalize` acts on the targets too: nothing can be done, they have to stay as they are")
+    if not at: raise FoldError("`Normalize` acts on no input of the model: make pictures of type TensorImage")
+    if any(isinstance(kinds[i], dict) for i in at): raise FoldError(
+        "`Normalize` acts on several pictures that are one input of the model: give them one by one")
     return at
 
 # %% ../nbs/06b_normalize.ipynb #b90403f5
@@ -95,7 +100,7 @@ class Normalized(nn.Module):
         super().__init__()
         self.Normalize,self.model,self.at,self.training = norm,model,at,model.training
 
-    def forward(self, *xb): return self.model(*[self.Normalize(x) if i in self.at else x for i,x in enumerate(xb)])
+    def forward(self, *xb, **kw): return self.model(*[self.Normalize(x) if i in self.at else x for i,x in enumerate(xb)], **kw)
 
 # %% ../nbs/06b_normalize.ipynb #6225fa1a
 def input_norm(
@@ -103,25 +108,28 @@ def input_norm(
     x:Any # What it made
 ) -> InputNorm:
     "`nrm` as a norm, if it is one value per channel"
-    if not isinstance(x, Tensor) or not x.is_floating_point(): raise FoldError("the input that it normalizes is no tensor of floating point numbers")
+    if not isinstance(x, Tensor) or not x.is_floating_point(): raise FoldError(
+        f"`Normalize` makes a {type(x).__name__} that is no tensor of floating point numbers: give the model such a tensor")
     mean,std = torch.broadcast_tensors(*(exact(o).cpu() for o in (nrm.mean, nrm.std)))
     axes = [d-mean.ndim for d in range(mean.ndim) if mean.shape[d]>1] or [1-x.ndim]
-    if len(axes)>1 or -axes[0]>=x.ndim: raise FoldError(f"its statistics are of shape {tuple(mean.shape)}: only one value per channel can be folded")
+    if len(axes)>1 or -axes[0]>=x.ndim: raise FoldError(f"its statistics are of shape {tuple(mean.shape)}: use one value per channel")
     mean,std = (o.flatten().expand(x.shape[axes[0]]).to(exact(x[:0]).device) for o in (mean, std))
-    if not (mean+std).isfinite().all() or (std<=0).any(): raise FoldError("its statistics are not finite, or it divides by what isn't above zero")
+    if not (mean+std).isfinite().all() or (std<=0).any(): raise FoldError("its `mean` or `std` is not finite, or `std` not above zero: look at both")
     return InputNorm(mean.contiguous(), std.contiguous(), axes[0])
 
 # %% ../nbs/06b_normalize.ipynb #9dcbecdc
 def same_norm(norms:list[InputNorm]) -> InputNorm: # One for all inputs
     "The norm that `norms` all are"
-    if not norms: raise FoldError("no example batch could be inferred: give one, as in learn.fold(xb, normalize=True)")
-    if len({(o.axis, len(o.mean)) for o in norms})>1: raise FoldError("the inputs that it normalizes have different numbers of channels or axes")
-    if not (norms[0].mean.any() or (norms[0].std!=1).any()): raise FoldError("it subtracts 0 and divides by 1")
+    if not norms: raise FoldError("no input for `Normalize` could be inferred: give an example batch, as in learn.fold(xb, normalize=True)")
+    if len({(o.axis, len(o.mean)) for o in norms})>1: raise FoldError(
+        "`Normalize` acts on inputs with different numbers of channels or axes: use one value for all channels, or leave it")
+    if not (norms[0].mean.any() or (norms[0].std!=1).any()): raise FoldError("`Normalize` subtracts 0 and divides by 1: nothing is left to fold")
     return norms[0]
 
 # %% ../nbs/06b_normalize.ipynb #316f9cad
 def place_of(folder:BN_Folder) -> FoldRow:
     "Where the norm before the model went that `folder` has folded"
+    assert folder.report
     row = next(o for o in folder.report.rows if o.name=='Normalize')
     why = row.reason.removeprefix(reason('neither', back=reason('from_input'), ahead=''))
     return replace(row, into=[n.removeprefix('model.') for n in row.into], reason=why.replace("'model.", "'").replace(" in 'model'", ''))
@@ -154,7 +162,7 @@ class NormalizeFolder(BN_Folder):
         **kwargs # Options of `BN_Folder`
     ):
         super().__init__(**kwargs)
-        self.dls:DataLoaders|None = None # The data that the model belongs to; to be set before it is folded
+        self.dls = DataLoaders() # The data that the model belongs to
         self.taken:set[DataChange] = set() # What is changed there at the moment
         _using.add(self)
         finalize(self, give_back, self.taken).atexit = False # the data may live longer
@@ -179,11 +187,11 @@ def belong_to(self:NormalizeFolder, dls:DataLoaders) -> None:
 
 # %% ../nbs/06b_normalize.ipynb #2d4bc4da
 @patch
-def _fold_norm(self:NormalizeFolder, norm:InputNorm, model:nn.Module, xb:list, at:list[int]) -> BN_Folder: # What has done it
+def _fold_norm(self:NormalizeFolder, norm:InputNorm, model:nn.Module, xb:list, kw:dict|None, at:list[int]) -> BN_Folder: # What has done it
     "Fold a norm that stands before the inputs `xb[at]` of `model`, in place"
     folder = BN_Folder(verify=self.verify, tol=self.tol)
     folder.norms,folder.layers,folder.into = {InputNorm: NormRule(input_map, norm.axis)},self.layers,self.into
-    folder.fold(Normalized(norm, model, at), *[norm.inverse(x) if i in at else x for i,x in enumerate(xb)], inplace=True)
+    folder.fold(Normalized(norm, model, at), *[norm.inverse(x) if i in at else x for i,x in enumerate(xb)], kw=kw, inplace=True)
     return folder
 
 @patch
@@ -199,15 +207,15 @@ def _fold_most(self:NormalizeFolder, norm:InputNorm, *args:Any) -> tuple[InputNo
 
 # %% ../nbs/06b_normalize.ipynb #6b282fce
 @patch
-def _fold_input(self:NormalizeFolder, model:nn.Module, xb:list) -> tuple[list[FoldRow],list[Change],list,float|None]:
-    "Fold the normalization of `xb`: what became of it, the changes, the inputs that `model` takes now, and the difference"
+def _fold_input(self:NormalizeFolder, model:nn.Module, xb:list, kw:dict|None) -> tuple[list[FoldRow],list[Change],list,FoldReport|None]:
+    "Fold the normalization of `xb`: what became of it, the changes, the inputs that `model` takes now, and the report of that"
     nrms = the_normalize(self.dls)
     at = [i for i in normalized_inputs(self.dls, nrms[0]) if i<len(xb)]
-    n,folder,rows = self._fold_most(same_norm([input_norm(nrms[0], xb[i]) for i in at]), model, xb, at)
+    n,folder,rows = self._fold_most(same_norm([input_norm(nrms[0], xb[i]) for i in at]), model, xb, kw, at)
     if not rows[-1].into: return rows,[],xb,None
     new = torch.zeros_like(nrms[0].mean) if n.mean.any() else nrms[0].mean,torch.ones_like(nrms[0].std)
     data = [DataChange('', 'data', f'Normalize.{i}', (o.mean, o.std), new, o, self.taken) for i,o in enumerate(nrms)]
-    return rows,changes_in(folder)+data,[n.inverse(x) if i in at else x for i,x in enumerate(xb)],folder.report.max_err
+    return rows,[*changes_in(folder), *data],[n.inverse(x) if i in at else x for i,x in enumerate(xb)],folder.report
 
 # %% ../nbs/06b_normalize.ipynb #865af2ec
 def inferred(model:nn.Module) -> list[Tensor]: # Empty if there is none
@@ -223,19 +231,22 @@ def inferred(model:nn.Module) -> list[Tensor]: # Empty if there is none
 def fold(self:NormalizeFolder,
     model:nn.Module, # Changed in place, as the data are
     *xb:Any, # Positional inputs of one example batch, normalized; inferred from the first layer if there are none
-    inplace:bool=True
+    kw:dict|None=None, # Keyword inputs
+    inplace:bool=True # It can't be otherwise
 ) -> nn.Module: # `model`
     "Fold the normalization of the data into `model`, and every norm that has an exact home"
-    before,rows,changes,err,new = count(model),[],[],None,list(xb) or inferred(model)
-    try: rows,changes,new,err = self._fold_input(model, new)
+    new = list(xb) or inferred(model)
+    before,rows,changes,first = count(model),list[FoldRow](),list[Change](),None
+    try: rows,changes,new,first = self._fold_input(model, new, kw)
     except FoldError as e: rows = [FoldRow('Normalize', 'Normalize', [], str(e))]
     place(model, changes)
-    try: BN_Folder.fold(self, model, *new, inplace=True)
+    try: BN_Folder.fold(self, model, *new, kw=kw, inplace=True)
     except BaseException:
         restore(model, changes)
         raise
     self.changes = changes + self.changes
-    errs = [o for o in (err, self.report.max_err) if o is not None]
+    assert self.report
+    errs = [o.max_err for o in (first, self.report) if o and o.max_err is not None]
     self.report = replace(self.report, rows=rows+self.report.rows, params_before=before, max_err=max(errs, default=None))
     return model
 

@@ -54,7 +54,7 @@ class FoldReport:
         "Save as one self-contained page at `path`"
         return write_file(path, report_page(self))
     def plot(self, ax:'Axes|None'=None)->'Axes':
-        "Draw the network as a strip, one mark per norm: a line for those folded, then one for each reason to keep"
+        "Draw the network as a strip, one mark per norm: a line for each reason to keep, then one for those folded"
         return draw_report(self, ax)
 
 # %% ../nbs/04_report.ipynb #a354c0e5
@@ -67,7 +67,6 @@ def facts(report:FoldReport)->list[str]: # How many were folded, parameters, and
         res.append(f'outputs agree to {report.max_err:.0e}' if report.max_err else 'outputs are identical')
     return res
 
-# %% ../nbs/04_report.ipynb #e0aef4cb
 def headline(report:FoldReport)->str: # One line, without a full stop
     "The report in one line"
     return ', '.join(facts(report))
@@ -81,6 +80,13 @@ def elide(
     if len(s) <= width: return s
     head = (width-3)//2
     return f'{s[:head]}...{s[len(s)-(width-3-head):]}'
+
+def short_names(
+    reason:str, # Has names between quotes
+    width:int=24, # Most characters of each
+)->str:
+    "`reason` with long names shortened"
+    return re.sub("'([^']*)'", lambda m: f"'{elide(m[1], width)}'", reason)
 
 # %% ../nbs/04_report.ipynb #fe2b0c2a
 def general(reason:str)->str: # With '…' for each name, and without places
@@ -106,7 +112,6 @@ def some_names(
     more = [f'and {len(names)-most} more'] if len(names)>most else []
     return ', '.join([elide(o, width) for o in names[:most]] + more)
 
-# %% ../nbs/04_report.ipynb #a0b7dbc7
 def kept_lines(kept:list[FoldRow])->list[str]: # Two lines per reason
     "Each reason with how many norms it kept, and which"
     res = []
@@ -152,16 +157,49 @@ def table_html(
     head,body = tr('th', map(escape, header)), '\n'.join(tr('td', o) for o in rows)
     return f'<table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>'
 
+# %% ../nbs/04_report.ipynb #8473951d
+def fills(template:str, s:str)->dict[str,str]|None: # What stands in place of its fields
+    "Is `s` what `template` looks like once it is filled in?"
+    m = re.fullmatch(re.sub(r'\\\{(\w+).*?\\\}', r'(?P<\1>.+)', re.escape(template)), s)
+    return m and m.groupdict()
+
+def remedies(reason:str)->list[str]: # One for each way that is blocked; empty if they aren't known
+    "What can be done about `reason`, in the words of `fastfold.plan.REASONS`"
+    try: from fastfold.plan import REASONS
+    except ImportError: return []
+    for o in re.finditer(', and ', reason):
+        back,ahead = remedies(reason[:o.start()]),remedies(reason[o.end():])
+        if back and ahead: return list(dict.fromkeys(back+ahead))
+    single = [(what, todo, f) for k,(what,todo) in REASONS.items() if k!='neither' and (f := fills(what, reason)) is not None]
+    what,todo,f = max(single, key=lambda o: len(re.sub(r'\{.*?\}', '', o[0])), default=('', '', {})) # the one that says most by itself
+    return [todo.format(**f)] if todo else []
+
+def advice(reason:str)->str: # '' if there is none
+    "What to do about `reason`, or why there is nothing to do"
+    rs = remedies(reason)
+    return ', or '.join([o for o in rs if not o.startswith('nothing')]) or ', and '.join(rs[:1] + [o.removeprefix('nothing: ') for o in rs[1:]])
+
 # %% ../nbs/04_report.ipynb #150375af
+def words_html(content:str)->str: # HTML that may be broken anywhere
+    "A cell that doesn't become narrower than a few words, nor wider than it has to"
+    return f'<div style="min-width:11em; overflow-wrap:anywhere">{content}</div>'
+
+def reason_html(reason:str)->str: # HTML
+    "A reason, and what to do about it"
+    todo = re.sub('^(nothing: )?', lambda m: 'Nothing to do: ' if m[1] else 'What to do: ', advice(reason))
+    more = f'<div><small>{escape(todo)}</small></div>' if advice(reason) else ''
+    return words_html(f'<span title="{escape(reason)}">{escape(short_names(reason, 34))}</span>{more}')
+
 def kept_html(kept:list[FoldRow])->str: # HTML, '' if nothing was kept
     "Table of the kept norms, by reason"
     if not kept: return ''
     rows = []
     for reason,at in by_reason(kept):
         kinds = ', '.join(sorted({kept[i].kind for i in at}))
-        rows.append([str(len(at)), escape(reason), escape(kinds), names_html([kept[i].name for i in at])])
+        names = names_html([kept[i].name for i in at], width=36)
+        rows.append([str(len(at)), reason_html(reason), words_html(f'{names}<div><small>{escape(kinds)}</small></div>')])
     title = f'<p>{mark_html("kept")} <b>{len(kept)} kept</b></p>\n'
-    return title + table_html(['count','because','kind','names'], rows)
+    return title + table_html(['count','because','norms'], rows)
 
 # %% ../nbs/04_report.ipynb #09b7aa9f
 def folded_html(
@@ -233,7 +271,6 @@ def card(
     ax.spines[:].set_visible(False)
     return ax
 
-# %% ../nbs/04_report.ipynb #3b69101c
 def write(
     ax:'Axes', # A `card`
     x:float, y:float, # Place in the units of `ax`, at mid-height of the text
@@ -274,7 +311,7 @@ def stages(
 def lanes(
     rows:list[FoldRow], # In order of execution
     most:int=6, # Most lines for the kept ones
-)->list[tuple[str,list[int]]]: # (label, positions in `rows`), the folded first
+)->list[tuple[str,list[int]]]: # (label, positions in `rows`), the folded last
     "What to draw on each line of the picture"
     groups = by_reason(rows)
     folded = [(f"{marks['folded']} {len(at)} folded", at) for reason,at in groups if not reason]
@@ -282,7 +319,7 @@ def lanes(
     if len(kept) > most:
         rest = kept[most-1:]
         kept = kept[:most-1] + [(f'{len(rest)} other reasons', sorted(i for _,at in rest for i in at))]
-    return folded + [(f"{marks['kept']} {len(at)} kept: {reason}", at) for reason,at in kept]
+    return [(f"{marks['kept']} {len(at)} kept: {reason}", at) for reason,at in kept] + folded
 
 # %% ../nbs/04_report.ipynb #26bb41c8
 def draw_lane(
@@ -296,11 +333,12 @@ def draw_lane(
     what = 'folded' if label[0]==marks['folded'] else 'kept'
     height = .26 if what=='folded' else .42
     write(ax, 0, y+.24, label[0], color=what)
-    write(ax, 0, y+.24, '    ' + elide(label[2:], fit_chars(ax, 10)-6))
+    room = fit_chars(ax, 10)-6
+    text = next((o for o in (label[2:], short_names(label[2:])) if len(o)<=room), elide(general(label[2:]), room))
+    write(ax, 0, y+.24, '    ' + text)
     ax.hlines(y+.9, 0, n, color=colors['line'], lw=1, zorder=0)
     ax.broken_barh([(i+.14, .72) for i in at], (y+.9-height, height), color=colors[what], lw=0)
 
-# %% ../nbs/04_report.ipynb #26171b62
 def draw_stages(
     ax:'Axes', # A `card`
     tops:list[float], # Top of each line above

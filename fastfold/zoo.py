@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, NamedTuple, cast
 import contextlib, io, json, re, time, warnings
 import torch
 from torch import nn, Tensor
@@ -31,6 +31,7 @@ from .report import by_reason, card, colors, elide, marks, write, write_file
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # %% ../nbs/12_zoo.ipynb #1e07b3aa
 def live_norms(
@@ -109,12 +110,12 @@ class Trial:
     @property
     def verdict(self) -> str: # As in the tables: the number left, or what went wrong
         "The number of norm operations left, 'wrong', or 'fails'"
-        return 'fails' if self.failure else 'wrong' if self.error>1e-9 else str(self.left)
+        return 'fails' if self.failure or self.error is None else 'wrong' if self.error>1e-9 else str(self.left)
 
     @property
     def remaining(self) -> int: # All of them if what came out was wrong, or nothing did
         "Norm operations that the folder could not take away and be right"
-        return self.left if self.verdict.isdigit() else self.norms
+        return int(self.verdict) if self.verdict.isdigit() else self.norms
 
 # %% ../nbs/12_zoo.ipynb #d424dabc
 @contextmanager
@@ -214,7 +215,7 @@ class Architecture(NamedTuple):
 def torchvision_models() -> dict[str,Callable]: # Name -> function that makes it
     "Those of torchvision that take images and tell classes, of the image or of each pixel"
     from torchvision import models
-    segment = {n: partial(models.get_model, n, weights=None, weights_backbone=None) for n in models.list_models(models.segmentation)}
+    segment:dict[str,Callable] = {n: partial(models.get_model, n, weights=None, weights_backbone=None) for n in models.list_models(models.segmentation)}
     return {n: partial(models.get_model, n, weights=None) for n in models.list_models(models)} | segment
 
 def timm_models() -> dict[str,Callable]: # Name -> function that makes it
@@ -236,7 +237,7 @@ def fastai_models() -> dict[str,Callable]: # Name -> function that makes it
     from fastai.tabular.model import TabularModel
     from fastai.vision.all import create_vision_model, resnet18
     from fastai.vision.models import xresnet
-    learners = dict(vision_learner=partial(create_vision_model, resnet18, 2, pretrained=False), unet_learner=unet,
+    learners:dict[str,Callable] = dict(vision_learner=partial(create_vision_model, resnet18, 2, pretrained=False), unet_learner=unet,
         tabular_learner=partial(TabularModel, [(8,4),(5,3)], 4, 2, [200,100]))
     return {n: getattr(xresnet, n) for n in xresnet.__all__ if n[0]=='x'} | learners
 
@@ -245,7 +246,8 @@ def own_sizes(name:str) -> list[tuple[int,int]]: # Height and width; none if tim
     "The size that timm gives for an architecture"
     if not find_spec('timm'): return []
     import timm
-    return [tuple(timm.get_pretrained_cfg(name).input_size[1:])] if timm.is_model(name) else []
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return [(cfg.input_size[1], cfg.input_size[2])] if cfg else []
 
 def batches(
     name:str, # Of an architecture
@@ -274,7 +276,8 @@ def architectures(
     seed:int=0 # Of their pixels
 ) -> list[Architecture]:
     "The architectures of torchvision, timm and fastai with these names"
-    asked,makers = {},timm_models() | torchvision_models() | fastai_models()
+    asked:dict[str,dict] = {}
+    makers = timm_models() | torchvision_models() | fastai_models()
     for n in names or [o for o in SELECTION if o in makers]: asked |= read_list(n) if n.endswith('.json') else {n:{}}
     for n in asked:
         if n in makers: continue
@@ -307,7 +310,7 @@ def trial_line(
 ) -> str:
     "What became of one network"
     start = f'{elide(t.model, 28):28} {t.folder:16} '
-    if t.failure: return start + elide(f'fails: {t.failure}', 100)
+    if t.failure or t.left is None: return start + elide(f'fails: {t.failure}', 100)
     limit = '' if most is None else f' (at most {most})' if t.left<=most else f' (MORE than {most})'
     wrong = '' if t.verdict.isdigit() else 'WRONG, '
     return start + f'{t.norms:4} norms, {t.left:3} left{limit}, {wrong}error {t.error:.0e}, {t.seconds:.1f} s'
@@ -345,7 +348,7 @@ def complaints(
     res,most = [],{o.name:o.most for o in archs}
     for t in (t for t in trials if t.folder=='fastfold'):
         if not t.verdict.isdigit(): res.append(f'{t.model} {t.failure or "comes out wrong"}')
-        elif most[t.model] is not None and t.left>most[t.model]: res.append(f'{t.model} keeps {t.left} norms, which is more than {most[t.model]}')
+        elif (n := most[t.model]) is not None and t.remaining>n: res.append(f'{t.model} keeps {t.remaining} norms, which is more than {n}')
     return res
 
 # %% ../nbs/12_zoo.ipynb #37429f28
@@ -365,7 +368,7 @@ def draw_cell(
 
 def draw_verdict(ax:'Axes', x:float, y:float, width:float, t:Trial):
     "Draw one trial as a bar, or as what went wrong with it"
-    if t.verdict.isdigit(): draw_cell(ax, x, y, width, t.norms, t.left, str(t.left))
+    if t.verdict.isdigit(): draw_cell(ax, x, y, width, t.norms, t.remaining, t.verdict)
     else: write(ax, x, y, dict(wrong='✕ wrong', fails='– fails')[t.verdict], size=7.5, **(dict(weight='bold') if t.verdict=='wrong' else dict(color='soft')))
 
 # %% ../nbs/12_zoo.ipynb #0cefc1bb
@@ -413,7 +416,7 @@ def save(
     import pandas as pd
     from matplotlib import pyplot as plt
     png,res = io.BytesIO(),[]
-    figure = draw(trials).figure
+    figure = cast('Figure', draw(trials).figure)
     figure.savefig(png, format='png', dpi=144)
     plt.close(figure)
     rows = [vars(t) | dict(reasons='; '.join(f'{n} kept: {why}' for why,n in t.reasons.items())) for t in trials]

@@ -601,6 +601,26 @@ def test_patched_instance(method):
     setattr(model.conv, method, lambda *args: old(*args).relu())
     keeps(model, images, inplace=True)
 
+def with_skip(m, x): return x.relu() + m.skip
+@pytest.mark.parametrize('how', ['hook', 'instance', 'class'])
+def test_activation_that_looks_elsewhere(how, monkeypatch):
+    def forward(s, x):
+        s.act.skip = s.conv(x)
+        y = s.act(s.bn(s.act.skip))
+        del s.act.skip
+        return y
+    model = pair(forward, act=nn.ReLU())
+    if how=='hook': model.act.register_forward_hook(lambda m,args,out: with_skip(m, out))
+    elif how=='instance': model.act.forward = lambda x: with_skip(model.act, x)
+    else: monkeypatch.setattr(nn.ReLU, 'forward', with_skip)
+    keeps(model, images, inplace=True, why='also used by add')
+
+@pytest.mark.parametrize('act', [nn.ReLU(True), nn.SiLU(True), nn.Hardswish(True), nn.LeakyReLU(inplace=True), nn.ELU(inplace=True)])
+def test_activation_in_place(act):
+    keeps(pair(lambda s,x: (lambda y: (s.act(y), s.bn(y))[1])(s.conv(x)), act=act), images, why=f'made by {type(act).__name__}')
+    keeps(pair(lambda s,x: (lambda y: (s.bn(y), s.act(y))[0])(s.conv(x)), act=act), images, why='also used by')
+    folds(pair(lambda s,x: s.act(s.bn(s.conv(x))), act=act), images)
+
 def comes_and_goes(s, x):
     handle = s.conv.register_forward_hook(doubled)
     y = s.conv(x)

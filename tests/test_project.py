@@ -1,5 +1,5 @@
 "What is made from the notebooks and the settings is in step with them. A notebook can't teach this: it is about the notebooks"
-import subprocess,sys,zipfile
+import json,os,re,subprocess,sys,tarfile,venv,zipfile
 from configparser import ConfigParser
 from importlib.metadata import PathDistribution
 from pathlib import Path
@@ -8,9 +8,9 @@ import fastfold
 
 scripts = Path(sys.executable).parent
 
-def run(*cmd, cwd):
+def run(*cmd, cwd, **kwargs):
     "Run a command of this environment, showing what it printed if it fails"
-    res = subprocess.run(cmd, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    res = subprocess.run(cmd, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)
     assert res.returncode==0, res.stdout
     return res.stdout
 
@@ -31,6 +31,7 @@ def test_in_step(cmd, copy_to, tmp_path):
 @pytest.fixture(scope='module')
 def wheel(copy_to, tmp_path_factory):
     "The wheel, built from the source distribution as an installer would"
+    pytest.importorskip('build', reason='the package `build` makes the distributions')
     d = copy_to(tmp_path_factory.mktemp('build')/'fastfold')
     run(sys.executable, '-m', 'build', '--no-isolation', cwd=d)
     return next((d/'dist').glob('*.whl'))
@@ -52,3 +53,65 @@ def test_wheel_files(wheel, root):
     assert 'fastfold/py.typed' in names
 
 def test_ruff(root): run(sys.executable, '-m', 'ruff', 'check', '--no-cache', 'fastfold', 'tests', 'tools', 'setup.py', cwd=root)
+
+@pytest.fixture(scope='module')
+def installed(wheel, tmp_path_factory):
+    "The Python of an environment of its own with fastfold in it, as the wheel has it; what fastfold needs is looked up in the environment of the tests"
+    d = tmp_path_factory.mktemp('venv')
+    venv.EnvBuilder(with_pip=False).create(d)
+    python = d/('Scripts/python.exe' if os.name=='nt' else 'bin/python')
+    run(sys.executable, '-m', 'pip', '--python', python, 'install', '--no-deps', '--no-index', wheel, cwd=d)
+    site = Path(run(python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))', cwd=d).strip())
+    (site/'needs.pth').write_text('\n'.join(o for o in sys.path if Path(o).name in ('site-packages','dist-packages')))
+    return python
+
+smoke = """
+import json, sys, fastfold
+before = {o.partition('.')[0] for o in sys.modules}
+from fastfold.folder import BN_Folder
+light = not {'fastai', 'pandas', 'matplotlib'} & {o.partition('.')[0] for o in sys.modules}
+import torch
+from torch import nn
+from fastfold.all import *
+model,x = nn.Sequential(nn.Conv2d(3,8,3), nn.BatchNorm2d(8), nn.ReLU()).eval(), torch.randn(2,3,8,8)
+folder = BN_Folder()
+folded = folder.fold(model, x)
+print(json.dumps([fastfold.__file__, light, str(folder.report), torch.allclose(model(x), folded(x), atol=1e-6), len(fastfold.all.__all__)]))
+"""
+
+def test_installed(installed, tmp_path):
+    "What was installed is what runs, folds, and has its command; plain PyTorch users needn't load fastai"
+    env = {k:v for k,v in os.environ.items() if k not in ('PYTHONPATH','PYTHONHOME')}
+    file,light,report,same,n = json.loads(run(installed, '-W', 'ignore', '-c', smoke, cwd=tmp_path, env=env).splitlines()[-1])
+    assert installed.parent.parent in Path(file).parents and light and same and n>5
+    assert report.startswith('1 of 1 norm folded')
+    assert run(next(installed.parent.glob('fastfold*')), '--version', cwd=tmp_path, env=env)==f'fastfold {fastfold.__version__}\n'
+
+def test_source_files(wheel):
+    "What is needed to build it again and to know what it is"
+    names = {o.partition('/')[2] for o in tarfile.open(next(wheel.parent.glob('*.tar.gz'))).getnames()}
+    assert {'LICENSE','README.md','CHANGELOG.md','pyproject.toml','settings.ini','setup.py','fastfold/py.typed'}<=names
+
+def test_one_version(root):
+    "The version stands in one place"
+    v = re.escape(fastfold.__version__)
+    files = [o for d in ('.','fastfold','tools','.github/workflows') for o in (root/d).iterdir() if o.suffix in ('.py','.toml','.ini','.cff','.in','.yaml')]
+    assert [o.name for o in files if re.search(rf'(?<![\w.]){v}(?![\w.])', o.read_text(encoding='utf-8'))]==['__init__.py']
+    assert re.search(rf'^## {v}\b', (root/'CHANGELOG.md').read_text(encoding='utf-8'), flags=re.M)
+
+def test_without_links(copy_to, tmp_path):
+    "A checkout whose links are text files, as on Windows, can be mended so that what reads and what writes them works"
+    d = copy_to(tmp_path/'fastfold')
+    for o in 'index.ipynb','images':
+        if (d/'nbs'/o).is_symlink(): (d/'nbs'/o).unlink()
+        (d/'nbs'/o).write_text(f'../{o}')
+    run(sys.executable, 'tools/links.py', cwd=d)
+    assert (d/'nbs/index.ipynb').samefile(d/'index.ipynb') and (d/'nbs/images/block.png').samefile(d/'images/block.png')
+    assert 'as they should be' in run(sys.executable, 'tools/links.py', cwd=d)
+    run(scripts/'nbdev-clean', cwd=d)
+    assert (d/'nbs/index.ipynb').samefile(d/'index.ipynb')
+
+def test_types(root):
+    "What the package says of its types holds, as far as PyTorch and fastai say something of theirs. The first run reads through both, which takes minutes"
+    pytest.importorskip('mypy', reason='mypy checks the types')
+    run(sys.executable, 'tools/typecheck.py', cwd=root)

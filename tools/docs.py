@@ -1,25 +1,76 @@
-"Render the notebooks to HTML in _docs, with the signatures that `show_doc` makes, as `nbdev-docs` does but without Quarto"
+"Render the notebooks to HTML in _docs, with the signatures that `show_doc` makes, as `nbdev-docs` does but without Quarto. Nothing is loaded from a network"
 import re,shutil
+from html import escape
+from pathlib import Path
 from fastcore.basics import AttrDict
 from fastcore.nbio import mk_cell, nb2str, read_nb
 from fastcore.script import call_parse
+from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbdev.config import get_config, nbpath2html
 from nbdev.frontmatter import nb_frontmatter
 from nbdev.serve import proc_nbs
 from nbformat import reads
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
 from traitlets.config import Config
+
+frame = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title} - fastfold</title><link rel="icon" href="data:,"><link rel="stylesheet" href="style.css"></head>
+<body><details open class="nav"><summary>Contents</summary><nav>{nav}</nav></details>
+<main>{body}</main></body></html>
+"""
 
 def html_links(
     src:str, # Markdown
 ) -> str: # the same, with each link to a notebook here turned into one to its page
     "Pages lie side by side in _docs, whether a link was written in the top folder or in nbs/"
-    return re.sub(r'\]\((?:nbs/)?([\w.]+\.ipynb)', lambda m: f'](./{nbpath2html(m[1]).name}', src)
+    src = re.sub(r'\]\((?:nbs/)?([\w.]+\.ipynb)', lambda m: f'](./{nbpath2html(m[1]).name}', src)
+    return re.sub(r'\[nbs\]\(nbs\)', '`nbs`', src) # a folder has no page
+
+def documented(
+    nb, # notebook as nbdev processed it
+) -> set[str]: # headings
+    "What `show_doc` has an entry for"
+    mds = [''.join(o.get('data', {}).get('text/markdown', '')) for c in nb.cells for o in c.get('outputs', [])]
+    return {m[1] for o in mds if (m := re.search(r'^### (.+)$', o, flags=re.M))}
+
+def doc_links(
+    src:str, # Markdown
+    page:str, # where it stands
+    shown:dict[str,set[str]], # page -> what is documented there
+) -> str: # the same, with nbdev's links to names leading to their entries
+    "nbdev takes every word in backticks that is a name anywhere for that name; a plain word such as `fold` means it only on the page that has it"
+    def link(m):
+        name,to = m[1],m[2]
+        at = next((o for o in (name, name.split('.')[-1]) if o in shown.get(to, ())), None)
+        return f'[`{name}`]({to}#{at})' if at and (to==page or not re.fullmatch('[a-z]+', name)) else f'`{name}`'
+    return re.sub(r'\[`([\w.]+)`\]\(/([\w.]+\.html)#[^)]*\)', link, src)
+
+def mathml(
+    src:str, # Markdown with TeX between dollars
+) -> str: # the same with MathML, which browsers show by themselves
+    "Code is left alone: there a dollar is a dollar"
+    def block(m): return f'<div class="math">{convert(m[1].strip(), display="block")}</div>'
+    def formulas(s): return re.sub(r'\$([^$]+)\$', lambda m: convert(m[1]), re.sub(r'\$\$(.+?)\$\$', block, s, flags=re.S))
+    return ''.join(s if i%2 else formulas(s) for i,s in enumerate(re.split(r'(```.*?```|`[^`]*`)', src, flags=re.S)))
+
+def signature(
+    md:str, # What `show_doc` wrote
+) -> str: # as it is shown
+    "Without the attributes that only Quarto reads, with short names of types, and with links to the source here"
+    md = re.sub(r'\{target=.*?\}', '', md)
+    md = re.sub(r'\[source\]\([^)]*/(\w+)\.py#L(\d+)\)', r'<a class="source" href="\1.py.html#L-\2">source</a>', md)
+    return re.sub(r'\btorch\.nn\.modules\.\w+\.', 'nn.', re.sub(r'\b(?:__main__|torch|fastfold\.\w+)\.(?=[A-Z])', '', md))
 
 def prep(
     nb, # notebook as nbdev processed it for Quarto
+    page:str, # what its page is called
+    shown:dict[str,set[str]], # page -> what is documented there
 ):      # notebook that nbconvert can render: an nbformat node
-    "Leave out what only Quarto reads: the front matter, its directives and the attributes of links"
+    "Leave out what only Quarto reads: the front matter and its directives"
     fm = nb_frontmatter(nb)
     cells = [mk_cell(f"# {fm.get('title','')}\n\n> {fm.get('description','')}", 'markdown')]
     for c in nb.cells:
@@ -28,24 +79,48 @@ def prep(
         c.remove_directives()
         c.pop('has_sd', None)   # nbdev's mark on a `show_doc` cell, which nbformat refuses
         c.metadata = AttrDict(tags=tags)
-        if c.cell_type=='markdown': c.source = html_links(c.source)
+        if c.cell_type=='markdown': c.source = mathml(doc_links(html_links(c.source), page, shown))
         for o in c.get('outputs', []):
-            if md := o.get('data', {}).get('text/markdown'): o['data'] = {'text/markdown': re.sub(r'\{target=.*?\}', '', ''.join(md))}
+            if md := o.get('data', {}).get('text/markdown'): o['data'] = {'text/markdown': doc_links(html_links(signature(''.join(md))), page, shown)}
         cells.append(c)
     nb.cells = cells
     nb.metadata['language_info'] = dict(name='python')
     return reads(nb2str(nb), as_version=4)
+
+def page_order(f:Path) -> tuple: # sort key
+    "What is read first comes first, then the API in the order of its notebooks"
+    first = ['index', 'tutorial.pets', 'rules', 'reasons', 'peers']
+    return (0,first.index(f.stem)) if f.stem in first else (1,f.stem)
+
+def nav_html(
+    titles:dict[str,str], # page -> its title
+    here:str, # page
+) -> str:
+    "Links to all pages"
+    return ''.join(f'<a href="{p}"{" aria-current=page"*(p==here)}>{escape(t)}</a>' for p,t in titles.items())
+
+def style() -> str:
+    "The style sheet, with the colours of code in light and in dark"
+    light,dark = (HtmlFormatter(style=s).get_style_defs('.highlight') for s in ('default', 'github-dark'))
+    own = Path(__file__).with_name('docs.css').read_text(encoding='utf-8')
+    return f'{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n{own}'
 
 @call_parse
 def main():
     "Render the notebooks to HTML in _docs"
     cfg = get_config()
     cfg.doc_path.mkdir(exist_ok=True)
-    exporter = HTMLExporter(config=Config(TagRemovePreprocessor=dict(enabled=True, remove_input_tags=['no-input'])),
-        exclude_input_prompt=True, exclude_output_prompt=True)
-    for f in sorted(proc_nbs(n_workers=0).glob('*.ipynb')):
-        page = cfg.doc_path/nbpath2html(f).name
-        page.write_text(exporter.from_notebook_node(prep(read_nb(f)))[0], encoding='utf-8')
-        print(page.relative_to(cfg.config_path))
+    export = HTMLExporter(template_name='basic', exclude_input_prompt=True, exclude_output_prompt=True,
+        config=Config(TagRemovePreprocessor=dict(enabled=True, remove_input_tags=['no-input']))).from_notebook_node
+    nbs = sorted(proc_nbs(n_workers=0).glob('*.ipynb'), key=page_order)
+    pages = {nbpath2html(f).name: read_nb(f) for f in nbs}
+    shown = {p: documented(nb) for p,nb in pages.items()}
+    titles = {p: nb_frontmatter(nb)['title'] for p,nb in pages.items()}
+    def write(page, title, body): (cfg.doc_path/page).write_text(frame.format(title=escape(title), nav=nav_html(titles, page), body=body), encoding='utf-8')
+    for page,nb in pages.items(): write(page, titles[page], export(prep(nb, page, shown))[0])
+    for f in sorted(cfg.lib_path.glob('[!_]*.py')):
+        write(f'{f.name}.html', f.name, f'<h1>{f.name}</h1>' + highlight(f.read_text(encoding='utf-8'), PythonLexer(), HtmlFormatter(lineanchors='L')))
+    (cfg.doc_path/'style.css').write_text(style(), encoding='utf-8')
     images = cfg.config_path/'images'
     if images.exists(): shutil.copytree(images, cfg.doc_path/'images', dirs_exist_ok=True, ignore=shutil.ignore_patterns('.*'))
+    print(f'{len(nbs)} pages: {(cfg.doc_path/"index.html").relative_to(cfg.config_path)} is the first')
