@@ -241,6 +241,8 @@ def layer_rule(layer:nn.Module) -> LayerRule:
     "The rule for `layer`; an error if there is none"
     rule = rule_of(layer, LAYERS)
     if rule is None: raise FoldError(f"a {type(layer).__name__} can't absorb a norm: give a plain Linear, Conv or ConvTranspose")
+    if layer._parameters.get('weight') is None: raise FoldError(
+        f"{layer} computes its weight anew each time: make the weight permanent first, for instance with remove_weight_norm")
     return rule
 
 def absorb(
@@ -274,16 +276,60 @@ def fold_linear_bn(
     return absorb(linear, after=norm_affine(bn))
 
 # %% ../nbs/00_affine.ipynb #cfcdf29a
+def input_affine(conv:nn.Module, mean:Any, std:Any) -> Affine: # [in_channels] each
+    "What `fold_normalize` is to fold: `(x-mean)/std`"
+    m = layer_rule(conv).map(conv)
+    if not hasattr(m, 'n_in'): raise FoldError(f"{conv} doesn't calculate with its input: give the Linear or convolution that the normalized input goes into")
+    res = []
+    for name,o in dict(mean=mean, std=std).items():
+        t = torch.as_tensor(o, dtype=torch.float64, device=m.bias.device).flatten()
+        if len(t) not in (1, m.n_in): raise FoldError(f"{conv} takes {m.n_in} channels: give {m.n_in} values for {name}, or one for all, not {len(t)}")
+        if not t.isfinite().all(): raise FoldError(f"{conv}: can't normalize with a {name} of {t.tolist()}: give finite values")
+        res.append(t.expand(m.n_in))
+    if (res[1]<=0).any(): raise FoldError(f"{conv}: can't divide by a standard deviation of {res[1].tolist()}: give values above zero")
+    return Affine(1/res[1], -res[0]/res[1])
+
+# %% ../nbs/00_affine.ipynb #8e1b5036
+@torch.no_grad()
+def subtraction(
+    conv:_ConvNd, # What it is to stand before
+    mean:Tensor # [in_channels]
+) -> _ConvNd: # Its parameters are not to be trained
+    "`x - mean` as a convolution, of the dtype and on the device of `conv`"
+    cls,w = getattr(nn, f'Conv{len(conv.kernel_size)}d'),conv.weight
+    res = nn.utils.skip_init(cls, conv.in_channels, conv.in_channels, 1, groups=conv.in_channels, dtype=w.dtype, device=w.device).requires_grad_(False)
+    res.weight.fill_(1.)
+    res.bias.copy_(-mean)
+    return res
+
+# %% ../nbs/00_affine.ipynb #e98d1f42
+def with_ones(
+    conv:_ConvNd,
+    a:Affine # [in_channels] The map that its input goes through
+) -> nn.Sequential: # A channel of ones for each group, then a convolution that takes it
+    "`conv` with all of `a` folded in, whatever it pads"
+    n,g,transposed = len(conv.kernel_size),conv.groups,isinstance(conv, _ConvTransposeNd)
+    w,axis = exact(conv.weight).unflatten(0, (g,-1)),1 if transposed else 2
+    scale,shift = (t.view([g] + [-1 if d==axis else 1 for d in range(1, w.ndim)]) for t in a)
+    w = torch.cat([w*scale, (w*shift).sum(axis, keepdim=True)], axis).flatten(0, 1)
+    new = deepcopy(conv)
+    new.in_channels += g
+    new.weight = nn.Parameter(w.to(conv.weight), requires_grad=conv.weight.requires_grad)
+    ones = [getattr(nn, f'ConstantPad{min(n+1, 3)}d')((0,)*2*n + (0,1), 1.)] # for 3 axes there is no class, but the one for 2 will do
+    if g>1: ones = [nn.Unflatten(-1-n, (g,-1)), *ones, nn.Flatten(-2-n, -1-n)]
+    return nn.Sequential(*ones, new)
+
+# %% ../nbs/00_affine.ipynb #a9dff18c
 def fold_normalize(
-    conv:nn.Module, # The first layer: Conv1d/2d/3d or Linear
+    conv:nn.Module, # The first layer: Linear, Conv1d/2d/3d or ConvTranspose1d/2d/3d, any padding, groups and dilation
     mean:Sequence[float]|Tensor|float, # Mean per input channel, in any shape, or one for all
-    std:Sequence[float]|Tensor|float # Standard deviation per input channel, likewise
-) -> nn.Module: # A new layer: `conv((x-mean)/std)`
+    std:Sequence[float]|Tensor|float, # Standard deviation per input channel, likewise
+    pad:str|None=None # 'mean': where `conv` pads with zeros, do as if it padded with the mean, rather than subtract that first
+) -> nn.Module: # A new layer: `conv((x-mean)/std)`. Where the bias can't hold the mean, an nn.Sequential of plain modules
     "`conv` with the normalization of its input folded in"
-    rule,w = layer_rule(conv),conv.weight
-    mean,std = (torch.as_tensor(o, dtype=torch.float64, device=exact(w[:0]).device).flatten() for o in (mean, std))
-    if (std<=0).any(): raise FoldError(f"{conv}: can't divide by a standard deviation of {std.tolist()}: give values above zero")
-    if mean.any() and (why := rule.obstacle(conv)): raise FoldError(f"{conv} {why}: subtract the mean yourself and fold the division with mean=0")
-    scale,shift = torch.broadcast_tensors(1/std, -mean/std)
-    if len(scale)==1: scale,shift = (o.expand(rule.map(conv).n_in) for o in (scale, shift))
-    return absorb(conv, before=Affine(scale, shift))
+    if pad not in (None, 'mean'): raise FoldError(f"pad={pad!r}: give 'mean', or leave it out")
+    a = input_affine(conv, mean, std)
+    if not (a.shift.any() and layer_rule(conv).obstacle(conv)): return absorb(conv, before=a)
+    without_mean = Affine(a.scale, torch.zeros_like(a.shift))
+    new = with_ones(conv, a) if pad else nn.Sequential(subtraction(conv, -a.shift/a.scale), absorb(conv, before=without_mean))
+    return new.train(conv.training)

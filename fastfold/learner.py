@@ -16,7 +16,9 @@ from fastai.basics import *
 from fastai.callback.hook import Hook
 from fastai.callback.schedule import LRFinder
 from .affine import FoldError
+from .distributed import is_shared, make_alike, plain_loader
 from .folder import BN_Folder, Change, place, restore
+from .normalize import let_agree, NormalizeFolder
 from .report import FoldReport, headline
 
 # %% ../nbs/09_learner.ipynb #9c1d3871
@@ -43,7 +45,7 @@ def inputs(learn:Learner, b:tuple) -> tuple:
 
 def example_batch(learn:Learner) -> tuple: # Positional inputs of the model; empty if there are no data
     "The inputs of two items, at no cost to the random state"
-    dl = next((o for o in reversed(learn.dls.loaders) if o.n), None)
+    dl = next((o for o in map(plain_loader, reversed(learn.dls.loaders)) if o.n), None)
     if dl is None: return ()
     try:
         with no_random(reproducible=False): return inputs(learn, dl.new(bs=2, shuffle=False, num_workers=0).one_batch())
@@ -83,6 +85,7 @@ def refreshed(learn:Learner, n:int) -> list[Change]: # What it changed
 # %% ../nbs/09_learner.ipynb #db47ee8b
 def fold_with(learn:Learner, folder:BN_Folder, xb:tuple, refresh_bn:int) -> FoldReport:
     "Fold the model of `learn` in place with `folder`, and remember that"
+    if isinstance(folder, NormalizeFolder): folder.belong_to(learn.dls)
     stats = refreshed(learn, refresh_bn)
     try: folder.fold(get_model(learn.model), *(xb or example_batch(learn)), inplace=True)
     finally:
@@ -92,21 +95,22 @@ def fold_with(learn:Learner, folder:BN_Folder, xb:tuple, refresh_bn:int) -> Fold
     return folder.report
 
 # %% ../nbs/09_learner.ipynb #0ace05d2
-def folder_with(refresh_bn:int=0, **kwargs) -> BN_Folder:
+def folder_with(refresh_bn:int=0, normalize:bool=False, **kwargs) -> BN_Folder:
     "A folder with the options of `learn.fold`, if these can be used"
     if type(refresh_bn) is not int or refresh_bn<0: raise FoldError(f"refresh_bn={refresh_bn!r}: give a number of training batches, such as refresh_bn=50")
-    return BN_Folder(**kwargs)
+    return (NormalizeFolder if normalize else BN_Folder)(**kwargs)
 
 # %% ../nbs/09_learner.ipynb #964aebc3
 @patch
 def fold(self:Learner,
     *xb, # Inputs of one example batch; two items of the validation set by default
     refresh_bn:int=0, # If any, take the running statistics anew from so many batches of the training set
+    normalize:bool=False, # Also fold the `Normalize` of `dls` into the first layers? The loaders then leave to the model what it has taken in
     **kwargs # Options of `BN_Folder`: `layers`, `handlers`, `forward`, `layer_scale`, `verify`, `tol`
 ) -> FoldReport: # What was folded, what was kept, and why
     "Fold the norms of the model, until it is trained on or `unfold`ed"
-    if self.is_folded and not (xb or refresh_bn or kwargs): return self.fold_report
-    folder = folder_with(refresh_bn, **kwargs)
+    if self.is_folded and not (xb or refresh_bn or normalize or kwargs): return self.fold_report
+    folder = folder_with(refresh_bn, normalize, **kwargs)
     return fold_with(self.unfold(), folder, xb, refresh_bn)
 
 @patch
@@ -160,10 +164,21 @@ def fit(orig, self:Learner, *args, **kwargs):
     call.apply_defaults()
     trains = call.arguments['n_epoch']>call.arguments['start_epoch'] and not any(isinstance(o, LRFinder) for o in L(call.arguments['cbs']))
     folded = self.is_folded
-    self.unfold()
+    let_agree(folder_of(self.unfold()), self.dls.train)
     res = orig(self, *args, **kwargs)
     if folded and not trains and not self.is_folded: fold_with(self, *self._fold)
     return res
+
+# %% ../nbs/09_learner.ipynb #c3a79233
+@around
+def _do_epoch_validate(orig, self:Learner, ds_idx=1, dl=None):
+    let_agree(folder_of(self), self.dls[ds_idx] if dl is None else dl)
+    return orig(self, ds_idx, dl)
+
+@around
+def show_results(orig, self:Learner, ds_idx=1, dl=None, *args, **kwargs):
+    let_agree(folder_of(self), self.dls[ds_idx] if dl is None else dl)
+    return orig(self, ds_idx, dl, *args, **kwargs)
 
 # %% ../nbs/09_learner.ipynb #fe554955
 class FoldCallback(Callback):
@@ -184,10 +199,15 @@ class FoldCallback(Callback):
     def after_fit(self):
         "Fold; whatever goes wrong must not cost the training"
         if not self.has_trained or hasattr(self.learn, 'lr_finder'): return
-        dtype = next(self.model.parameters()).dtype # a training in half precision has halved the batch, too
+        error,dtype = '',next(self.model.parameters()).dtype # a training in half precision has halved the batch, too
         xb = [x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in self.fold_xb]
-        try: print(headline(self.learn.fold(*xb, **self.fold_options)))
-        except Exception as e: warn(f"the model is trained, but was not folded: {e}")
+        try: self.learn.fold(*xb, **self.fold_options)
+        except Exception as e: error = str(e) or type(e).__name__
+        if is_shared(self.learn):
+            error = make_alike(folder_of(self.learn), error)
+            if rank_distrib(): return
+        if error: warn(f"the model is trained, but was not folded: {error}")
+        else: print(headline(self.learn.fold_report))
 
 # %% ../nbs/09_learner.ipynb #0ec8728f
 @contextmanager
@@ -216,8 +236,9 @@ def only_for_inference(learn:Learner) -> Iterator[None]:
 
 @around
 def export(orig, self:Learner, fname='export.pkl', **kwargs):
+    if rank_distrib(): return # only the first of several processes writes
     part = self.path/f'{fname}.part'
     try:
         with only_for_inference(self): orig(self, f'{fname}.part', **kwargs)
-        if part.exists(): os.replace(part, self.path/fname) # only the first of several processes writes
+        os.replace(part, self.path/fname)
     finally: part.unlink(missing_ok=True)

@@ -239,13 +239,14 @@ def in_order(norms:list[nn.Module], flow:Flow) -> list[nn.Module]:
 
 # %% ../nbs/05_plan.ipynb #a3080fc5
 @patch
-def branches(self:Plan) -> list[tuple[set[nn.Module],nn.Module]]: # What is in the part, and one beside it whose norms never ran
+def branches(self:Plan) -> list[tuple[set[nn.Module],nn.Module]]: # What is in the part, and one beside it that never ran
     "Parts that were chosen where there were others"
     norms,res = set(self.all_norms),[]
-    if self.flow.called.issuperset(norms): return res
+    own = norms.union(m for m in self.names if has_kind(m, self.layers))
+    if self.flow.called.issuperset(own): return res
     def size(m): return getattr(m, 'num_features', None) if m in norms else None
     for m in self.names:
-        ran = {o:any(n in self.flow.called for n in ns) for o in m.children() if (ns := norms.intersection(o.modules()))}
+        ran = {o:any(n in self.flow.called for n in ns) for o in m.children() if (ns := own.intersection(o.modules()))}
         for o in ran:
             alike = ran if isinstance(m, (nn.ModuleList,nn.ModuleDict)) else [p for p in ran if size(p) and size(p)==size(o)]
             unused = [p for p in alike if not ran[p]]
@@ -254,9 +255,9 @@ def branches(self:Plan) -> list[tuple[set[nn.Module],nn.Module]]: # What is in t
 
 @patch
 def check_branch(self:Plan, norm:nn.Module, edits:list[Edit]) -> None:
-    "A norm in a part that was chosen can only go into layers of the same part"
+    "A norm and the layers it goes into are all in the same one of the parts to choose from, or all outside of them"
     for inside,unused in self.chosen:
-        if norm in inside and any(e.layer not in inside for e in edits): raise Keep('choice', name=self.names[unused])
+        if any((e.layer in inside)!=(norm in inside) for e in edits): raise Keep('choice', name=self.names[unused])
 
 # %% ../nbs/05_plan.ipynb #8aa467b8
 @patch

@@ -322,6 +322,18 @@ def test_choice_within_a_part():
     lists = nn.ModuleList([nn.ModuleList([nn.BatchNorm2d(4)]), nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4))])
     folds(Net(lambda s,x: s.conv(s.parts[1](s.parts[0][0](s.a(x)))), a=conv(), conv=conv(), parts=lists, spare=nn.BatchNorm1d(7)), images, n=2)
 
+def test_choice_of_layers():
+    "a norm outside of the parts can't go into the layer of one of them"
+    heads = nn.ModuleList([nn.Sequential(conv(), nn.BatchNorm2d(4)) for _ in range(2)])
+    rep = folds(Net(lambda s,x,d=0: s.heads[d](s.bn(x)), bn=nn.BatchNorm2d(4), heads=heads), images, others=[(images, 1)])
+    assert "beside it" in rep.kept[0].reason and rep.kept[0].name=='bn'
+    stems = nn.ModuleList([nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), conv()) for _ in range(2)])
+    rep = fold(Net(lambda s,x,d=0: s.bn(s.stems[d](x)), bn=nn.BatchNorm2d(4), stems=stems), images, others=[(images, 1)])
+    assert 'bn' in [r.name for r in rep.kept]
+    plain = nn.ModuleList([conv() for _ in range(2)])
+    for f in lambda s,x,d=0: s.parts[d](s.bn(x)), lambda s,x,d=0: s.bn(s.parts[d](x)):
+        keeps(Net(f, bn=nn.BatchNorm2d(4), parts=plain), images, others=[(images, 1)], why='beside it')
+
 odd_calls = [lambda v: v[:,[True, False, True, True]], lambda v: v.mean(()), lambda v: v.mean(np.int64(2), keepdim=True), lambda v: v.view(v.dtype),
     lambda v: F.interpolate(v, [torch.tensor(5), torch.tensor(4)]), lambda v: v.flatten().softmax(-1)@v.flatten()]
 @pytest.mark.parametrize('i', range(len(odd_calls)))
