@@ -59,7 +59,7 @@ def as_batch(
 # %% ../nbs/07_bench.ipynb #b906372a
 @torch.inference_mode()
 def predict(
-    model:nn.Module, # In evaluation mode
+    model:Callable, # In evaluation mode
     xs:tuple[Tensor,...], # Positional inputs
 ):
     "One forward pass as a server would run it, recording nothing for gradients"

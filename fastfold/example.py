@@ -9,7 +9,7 @@ __all__ = ['example_shapes', 'example_inputs', 'is_first', 'first_layers', 'exam
 # %% ../nbs/02_example.ipynb #068d852c
 from copy import deepcopy
 from inspect import getsource, isfunction
-from typing import Iterable, Iterator
+from typing import Any, Iterable, Iterator
 import re
 import torch
 from torch import fx, nn, Tensor
@@ -21,7 +21,7 @@ from .flow import Recorder, run
 _sizes = {1: (64, 256, 1024, 16384, 16, 4), 2: (64, 224, 32, 28, 128, 256, 299, 384, 512, 16, 8, 4, 1), 3: (16, 32, 64, 112, 8, 4, 1)} # pixels, by axes
 _first = (nn.Linear, _ConvNd, _BatchNorm, nn.Embedding)
 
-def example_shapes(m:nn.Module) -> list[tuple[int,...]]:
+def example_shapes(m:Any) -> list[tuple[int,...]]:
     "Shapes of a batch of two that a model with `m` as its first layer may take"
     if isinstance(m, nn.Embedding): return [(2,8)]
     if isinstance(m, nn.Linear): return [(2,m.in_features), (2,8,m.in_features)]

@@ -46,7 +46,7 @@ class Value:
 class Op:
     "One call during the pass: of a torch function, or of a module taken as a whole"
     name:str # Of the function, or of the module in the model
-    func:Callable # The function or module called
+    func:Any # The function or module called
     where:str='' # Name of the module that it was called in
     args:tuple=() # As a function was called, with a Value in place of each tensor
     kwargs:dict=field(default_factory=dict)
@@ -178,6 +178,7 @@ def writing(func:OpOverload) -> list[tuple[int,str]]: # Their places and names
 @patch
 def dispatched(self:Recorder, func:OpOverload, args:tuple, kwargs:dict) -> None:
     "The running call reads its tensors among `args`, and writes into some"
+    assert self.op
     for t in tensors_in(args, kwargs):
         v = self.now(t)
         if v is not None and v not in self.op.inputs and v not in self.op.params: self.op.inputs.append(v)
@@ -256,7 +257,7 @@ def is_hooked(m:nn.Module) -> bool:
     "Does anything happen when `m` is called that its class doesn't say?"
     return any([getattr(m, h) for h in _hooks]) or bool(_global_forward_hooks or _global_forward_pre_hooks) or 'forward' in vars(m)
 
-def is_torch_own(cls:type) -> bool:
+def is_torch_own(cls:Any) -> bool:
     "Is `cls` one of PyTorch's modules, with the `forward` that it came with?"
     home,forwards = cls.__module__,(cls.forward, getattr(cls, '_conv_forward', cls.forward))
     return home.startswith('torch.nn.modules.') and all([f.__module__==home for f in forwards])
@@ -343,7 +344,7 @@ def buffers_kept(modules:list[nn.Module]) -> Iterator[None]:
             m._buffers.clear()
             m._buffers.update({k:b for k,(b,_) in bs.items()})
             for b,copy in bs.values():
-                if b is not None and b.layout is torch.strided and not torch.equal(b, copy): b.data.copy_(copy)
+                if b is not None and copy is not None and b.layout is torch.strided and not torch.equal(b, copy): b.data.copy_(copy)
 
 @contextmanager
 def evaluating(model:nn.Module) -> Iterator[None]:

@@ -81,7 +81,7 @@ def new_parameters(plan:Plan) -> dict[nn.Module,dict[str,nn.Parameter]]: # layer
 def make_changes(plan:Plan) -> list[Change]:
     "What has to change in the model to carry out `plan`"
     names,params,children = plan.names,slots(plan.model, '_parameters'),slots(plan.model, '_modules')
-    new,res = {},[]
+    new,res = dict[nn.Parameter,nn.Parameter](),list[Change]()
     for layer,ps in new_parameters(plan).items():
         for k,p in ps.items():
             old = layer._parameters[k]
@@ -328,8 +328,8 @@ def _agreeing(self:BN_Folder, plan:Plan, inplace:bool) -> tuple[Plan,list[Change
         check = Check(plan, self.tol) if self.verify and changes else None
         with placed(plan.model, changes) if inplace else nullcontext(copy_with(plan.model, changes)) as res:
             err = check.error(res) if check else 0.
-        banned,err = check.verdict(err) if check else ({}, None)
-        if not banned: return plan,changes,res,err
+        banned,seen = check.verdict(err) if check else ({}, None)
+        if not banned: return plan,changes,res,seen
         plan = plan.without(banned)
 
 @patch

@@ -36,12 +36,12 @@ def is_folded(self:Learner) -> bool:
 def fold_report(self:Learner) -> FoldReport|None:
     "What the last fold found; None if there was none"
     f = folder_of(self)
-    return f and f.report
+    return f.report if f else None
 
 # %% ../nbs/09_learner.ipynb #0c56f65d
 def inputs(learn:Learner, b:tuple) -> tuple:
     "What the model takes of batch `b`, on its device"
-    return to_device(tuple(b[:learn.dls.n_inp]), next(learn.model.parameters()).device)
+    return to_device(tuple(b[:learn.dls.n_inp]), next(get_model(learn.model).parameters()).device)
 
 def example_batch(learn:Learner) -> tuple: # Positional inputs of the model; empty if there are no data
     "The inputs of two items, at no cost to the random state"
@@ -91,7 +91,8 @@ def fold_with(learn:Learner, folder:BN_Folder, xb:tuple, refresh_bn:int) -> Fold
     finally:
         if folder.changes: folder.changes = stats + folder.changes
         else: restore(get_model(learn.model), stats)
-    learn._fold = folder,xb,refresh_bn
+    learn._fold = folder,xb,refresh_bn # type: ignore[attr-defined]
+    assert folder.report
     return folder.report
 
 # %% ../nbs/09_learner.ipynb #0ace05d2
@@ -116,7 +117,7 @@ def fold(self:Learner,
 @patch
 def unfold(self:Learner) -> Learner:
     "Give the model back the norms and parameters that it was trained with, bit for bit"
-    if self.is_folded: folder_of(self).unfold()
+    if (f := folder_of(self)) and self.is_folded: f.unfold()
     return self
 
 # %% ../nbs/09_learner.ipynb #1835ad23
@@ -126,20 +127,20 @@ def around(f:Callable) -> Callable:
     orig = getattr(orig, 'around', orig)
     @wraps(orig)
     def _f(self, *args, **kwargs): return f(orig, self, *args, **kwargs)
-    _f.around = orig
+    _f.around = orig # type: ignore[attr-defined]
     setattr(Learner, f.__name__, _f)
     return _f
 
 @contextmanager
 def unfolded(learn:Learner) -> Iterator[None]:
     "For a moment, the model as it was trained"
-    if not learn.is_folded: return (yield)
-    folder = folder_of(learn)
+    folder,model = folder_of(learn),get_model(learn.model)
+    if not (folder and learn.is_folded): return (yield)
     changes = folder.changes
     folder.unfold()
     try: yield
     finally:
-        place(folder.model, changes)
+        place(model, changes)
         folder.changes = changes
 
 # %% ../nbs/09_learner.ipynb #184c1704
@@ -175,7 +176,7 @@ def _do_epoch_validate(orig, self:Learner, ds_idx=1, dl=None):
     let_agree(folder_of(self), self.dls[ds_idx] if dl is None else dl)
     return orig(self, ds_idx, dl)
 
-@around
+@around # type: ignore[no-redef]
 def show_results(orig, self:Learner, ds_idx=1, dl=None, *args, **kwargs):
     let_agree(folder_of(self), self.dls[ds_idx] if dl is None else dl)
     return orig(self, ds_idx, dl, *args, **kwargs)
@@ -227,9 +228,9 @@ def only_for_inference(learn:Learner) -> Iterator[None]:
     before = dict(vars(learn))
     for k in ('_fold', FoldCallback.name): vars(learn).pop(k, None)
     learn.opt,learn.cbs = None,L(o for o in learn.cbs if not isinstance(o, FoldCallback))
-    if isinstance(learn.opt_func, OptimWrapper): learn.opt_func = Adam # an optimizer already built holds the parameters as they were trained
+    if isinstance(learn.opt_func, OptimWrapper): learn.opt_func = Adam # type: ignore[attr-defined] # an optimizer already built holds the parameters as they were trained
     try:
-        with hooks_emptied(learn.model): yield
+        with hooks_emptied(get_model(learn.model)): yield
     finally:
         vars(learn).clear()
         vars(learn).update(before)

@@ -31,7 +31,7 @@ class Edit:
     affine:Affine
 
     @property
-    def layer(self) -> nn.Module: return self.op.func
+    def layer(self) -> Any: return self.op.func
 
 # %% ../nbs/05_plan.ipynb #9afd8473
 @dataclass(eq=False)
@@ -83,7 +83,9 @@ def back(self:Plan, step:Step, user:Op) -> Iterator[Edit]:
     value = step.value
     if value.escape: raise Keep('escapes', side='input', why=value.escape)
     for u in value.users:
-        if u is not user and (step := keep_for(u, step)) is None: raise Keep('users', op=u)
+        if u is user: continue
+        if (kept := keep_for(u, step)) is None: raise Keep('users', op=u)
+        step = kept
     op = value.producer
     if op is None: raise Keep('from_input')
     if blocker := self.blocker(value): raise Keep('from_op', op=blocker)
@@ -241,7 +243,7 @@ def in_order(norms:list[nn.Module], flow:Flow) -> list[nn.Module]:
 @patch
 def branches(self:Plan) -> list[tuple[set[nn.Module],nn.Module]]: # What is in the part, and one beside it that never ran
     "Parts that were chosen where there were others"
-    norms,res = set(self.all_norms),[]
+    norms,res = set(self.all_norms),list[tuple[set[nn.Module],nn.Module]]()
     own = norms.union(m for m in self.names if has_kind(m, self.layers))
     if self.flow.called.issuperset(own): return res
     def size(m): return getattr(m, 'num_features', None) if m in norms else None

@@ -95,7 +95,8 @@ def moves_back(op:Op, step:Step) -> list[Step]|None:
     numbers = torch.arange(sum(sizes)).split(sizes)
     moved = rerun(op, {v:n.view(v.shape) for v,n in zip(inputs, numbers)})
     wanted = [step.channels if v is step.value else torch.full(v.shape, step.idle if v.users or v.escape else -1) for v in op.outputs]
-    origin = came_from(*(torch.cat([t.flatten() for t in ts]) for ts in (moved, wanted)), sum(sizes))
+    made,asked = (torch.cat([t.flatten() for t in ts]) for ts in (moved, wanted))
+    origin = came_from(made, asked, sum(sizes))
     if origin is None: return None
     parts = [o.view(v.shape) for v,o in zip(inputs, origin.split(sizes))]
     return [Step(v, step.affine, c) for v,c in zip(inputs, parts) if step.active(c).any()]
@@ -131,8 +132,8 @@ def through_sum(op:Op, step:Step) -> list[Step]|None:
     if not k or len(ks)>1 and not back: return None
     if not back: return [Step(op.outputs[0], Affine(scale, k*shift + c - scale*c), step.channels)]
     shifts = [(scale*c + shift - c)/k] + [torch.zeros_like(shift)]*(len(ks)-1)
-    steps = [broadcast_back(Step(v, Affine(scale, t), step.channels)) for v,t in zip(ks, shifts)]
-    return None if None in steps else steps
+    steps = [s for v,t in zip(ks, shifts) if (s := broadcast_back(Step(v, Affine(scale, t), step.channels)))]
+    return steps if len(steps)==len(ks) else None
 
 # %% ../nbs/03_through.ipynb #b52d9a40
 def through_product(op:Op, step:Step) -> list[Step]|None:
@@ -149,7 +150,7 @@ def broadcast_back(step:Step) -> Step|None: # step.channels: of what `step.value
     return channels if channels is None else step._replace(channels=channels.view(shape))
 
 # %% ../nbs/03_through.ipynb #1d6a93a2
-_pools = {F.avg_pool1d:1, F.avg_pool2d:2, F.avg_pool3d:3, F.adaptive_avg_pool1d:1, F.adaptive_avg_pool2d:2, F.adaptive_avg_pool3d:3} # over how many axes
+_pools:dict[Callable,int] = {F.avg_pool1d:1, F.avg_pool2d:2, F.avg_pool3d:3, F.adaptive_avg_pool1d:1, F.adaptive_avg_pool2d:2, F.adaptive_avg_pool3d:3} # axes
 
 def averaged(op:Op) -> list[int]|None: # None if all
     "The axes that `op` averages over"
@@ -175,10 +176,9 @@ def through_average(op:Op, step:Step) -> list[Step]|None:
     lost = sorted(axes) if len(op.inputs[0].shape)>len(op.outputs[0].shape) else []
     if back:
         for d in lost: channels = channels.unsqueeze(d)
-    channels = constant(channels, axes)
-    if channels is None: return None
-    if not back: channels = channels.squeeze(lost)
-    return [Step(other, step.affine, channels.expand(other.shape))]
+    line = constant(channels, axes)
+    if line is None: return None
+    return [Step(other, step.affine, (line if back else line.squeeze(lost)).expand(other.shape))]
 
 # %% ../nbs/03_through.ipynb #2e72a8e3
 def functions(names:list[str]) -> list[Callable]:
@@ -195,7 +195,7 @@ def attended(op:Op) -> Value|None:
         return given['value'] if given.get('attn_mask') is None and not given.get('dropout_p') else None
     p,v = op.args if len(op.args)==2 else (None, None)
     made = p.producer if isinstance(p, Value) else None
-    if made is None or made.func not in _softmax or not isinstance(v, Value): return None
+    if p is None or made is None or made.func not in _softmax or not isinstance(v, Value): return None
     axis = made.kwargs.get('dim', made.args[1] if len(made.args)>1 else None)
     return v if axis is not None and axis%len(p.shape)==len(p.shape)-1 and p.shape[:-2]==v.shape[:-2] else None
 
@@ -215,7 +215,7 @@ _sums = 'add sub subtract rsub __rsub__ neg negative'.split()
 _factors = 'mul multiply div divide true_divide'.split() # of a tensor and a number
 
 THROUGH:dict[Callable,Callable[[Op,Step],list[Step]|None]] = { # operation -> its rule
-    **dict.fromkeys([*functions(_moves), Tensor.T.__get__, Tensor.mT.__get__], through_moves),
+    **dict.fromkeys([*functions(_moves), Tensor.T.__get__, Tensor.mT.__get__], through_moves), # type: ignore[attr-defined]
     **dict.fromkeys(functions(_sums), through_sum),
     **dict.fromkeys(functions(_factors), through_product),
     **dict.fromkeys([*functions(['matmul', '__matmul__', 'bmm']), F.scaled_dot_product_attention], through_attention),
