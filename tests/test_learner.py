@@ -164,6 +164,14 @@ def test_nan(tmp_path):
     assert not learn.is_folded
     with pytest.raises(FoldError, match='not finite'): learn.fold()
 
+def test_last_batch_of_one(tmp_path):
+    "isn't the one to remember, as it shows less"
+    cb = FoldCallback()
+    learn = learner(tmp_path, cb)
+    learn.dls.loaders[1] = learn.dls.valid.new(bs=15)
+    learn.fit(1)
+    assert len(cb.fold_xb[0])==2 and len(learn.fold_report.folded)==4
+
 class Halves(ModelToHalf):
     "As `to_non_native_fp16`, which needs CUDA: the batch is in half precision, and so is the model until the fit ends"
     def before_batch(self): self.learn.xb = tuple(x.half() for x in self.xb)
