@@ -8,7 +8,7 @@ __all__ = ['FoldCallback']
 # %% ../nbs/09_learner.ipynb #7585349c
 from contextlib import contextmanager
 from functools import wraps
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator
 import inspect, os
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
@@ -55,8 +55,8 @@ def example_batch(learn:Learner) -> tuple: # Positional inputs of the model; emp
 # %% ../nbs/09_learner.ipynb #f9f65219
 class TakesTuple(nn.Module):
     "`model` with its inputs in one tuple, as `update_bn` gives them"
-    def __init__(self, model): super().__init__(); self.model = model
-    def forward(self, xb): return self.model(*xb)
+    def __init__(self, model:nn.Module): super().__init__(); self.model = model
+    def forward(self, xb:tuple) -> Any: return self.model(*xb)
 
 def refresh(learn:Learner, n:int) -> None:
     "Run the model on `n` batches of the training set, in another order and at no cost to the random state, for its running statistics"
