@@ -61,7 +61,7 @@ def norm_affine(
     shift = -mean*scale if norm.bias is None else exact(norm.bias) - mean*scale
     if not math.isfinite((var + scale + shift).sum()): raise FoldError(
         f"'{name}' ({type(norm).__name__}) has statistics or weights that are not finite (or a negative variance): "
-        f"look for NaN or inf in `{name}.running_mean`, `.running_var`, `.weight` and `.bias`; training on, or a sound checkpoint, mends it")
+        f"look for NaN or inf in `{name}.running_mean`, `.running_var`, `.weight` and `.bias`, then train on or load a sound checkpoint")
     return Affine(scale, shift)
 
 # %% ../nbs/00_affine.ipynb #95c92111
@@ -254,7 +254,7 @@ def absorb(
     m = layer_rule(layer).map(layer)
     for a,f,n in ((before, m.absorb_before, m.n_in), (after, m.absorb_after, m.n_out)):
         if a is None: continue
-        if len(a.scale)!=n: raise FoldError(f"{layer} has {n} channels on that side, not {len(a.scale)}: give two that belong together")
+        if len(a.scale)!=n: raise FoldError(f"{layer} has {n} channels on that side, and the map {len(a.scale)}: give a layer and a norm that belong together")
         f(a)
     new = deepcopy(layer)
     for k,p in m.parameters().items(): new.register_parameter(k, p)

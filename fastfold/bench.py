@@ -264,7 +264,7 @@ def check_models(
 ):
     "Refuse what `benchmark` can't run"
     if not models: raise FoldError("`benchmark` needs at least one model: pass `dict(original=model, folded=folded)`")
-    if mode not in MODES: raise FoldError(f"there is no mode '{mode}': choose one of {', '.join(MODES)}")
+    if mode not in MODES: raise FoldError(f"there is no mode '{mode}': give one of {', '.join(MODES)}")
     for k,m in models.items(): check_device(k, m, xs)
 
 # %% ../nbs/07_bench.ipynb #ab5b79f3

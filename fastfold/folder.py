@@ -20,7 +20,8 @@ from fastcore.basics import patch
 from .affine import exact, FoldError, LAYER_SCALES, LAYERS, LayerRule, NORMS, NormRule, rule_of
 from .example import examples
 from .flow import ExampleError, fresh, run, tensors_in
-from .plan import Plan, make_plan, norms_of, reason
+from .plan import Plan, make_plan, norms_of
+from .reasons import Reason, reason
 from .report import FoldReport, some_names
 
 # %% ../nbs/06_folder.ipynb #a1d5d20b
@@ -93,7 +94,7 @@ def make_changes(plan:Plan) -> list[Change]:
     return res
 
 # %% ../nbs/06_folder.ipynb #6e226a96
-def overflowing(plan:Plan, changes:list[Change]) -> dict[nn.Module,str]: # norm -> why it must be kept
+def overflowing(plan:Plan, changes:list[Change]) -> dict[nn.Module,Reason]: # norm -> why it must be kept
     "Norms that would make a weight overflow"
     def finite(t): return t.sum(dtype=torch.float32).isfinite() or t.isfinite().all() # the sum is quicker, but may overflow itself
     bad = {c.owner:c.new.dtype for c in changes if c.kind=='_parameters' and not finite(c.new)}
@@ -129,11 +130,11 @@ def copy_with(model:nn.Module, changes:list[Change]) -> nn.Module:
     memo = {id(c.old):c.new for c in changes if c.old is not None}
     try: res = deepcopy(model, memo)
     except Exception as e: raise FoldError(
-        f"{type(model).__name__} can't be copied ({type(e).__name__}: {e}): fold(..., inplace=True) needs no copy") from e
+        f"{type(model).__name__} can't be copied ({type(e).__name__}: {e}): use fold(..., inplace=True), which needs no copy") from e
     place(res, [c for c in changes if c.old is None])
     for c in changes:
         if c.get(res) is not c.new: raise FoldError(
-            f"the copy of '{c.owner}' doesn't have what it should (a `__deepcopy__` of its own?): fold(..., inplace=True) needs no copy")
+            f"the copy of '{c.owner}' doesn't have what it should (a `__deepcopy__` of its own?): use fold(..., inplace=True), which needs no copy")
     return res
 
 # %% ../nbs/06_folder.ipynb #4569dbfb
@@ -226,7 +227,7 @@ def placed(model:nn.Module, changes:list[Change]) -> Iterator[nn.Module]:
     finally: restore(model, changes)
 
 @patch
-def blame(self:Check, err:float) -> dict[nn.Module,str]: # The norm, and the reason to keep it
+def blame(self:Check, err:float) -> dict[nn.Module,Reason]: # The norm, and the reason to keep it
     "The first norm whose fold makes the output differ by more than rounding, found by bisection"
     good,bad = 0,len(self.plan.homes)
     while bad-good>1:
@@ -248,18 +249,18 @@ def twin(self:Check) -> Check:
     args,kwargs = (exactly(main[0].args), exactly(main[0].kwargs)) if main else (None, None)
     new = make_plan(model, args, kwargs, plan.norms, plan.layers, into=plan.into, forward=plan.forward)
     kept = {plan.names[m] for m in plan.all_norms if m not in plan.homes}
-    return Check(new.without({m:'' for m in new.homes if new.names[m] in kept}), self.tol, is_twin=True)
+    return Check(new.without({m:Reason() for m in new.homes if new.names[m] in kept}), self.tol, is_twin=True)
 
 @patch
-def verdict(self:Check, err:float) -> tuple[dict[nn.Module,str],float]: # The norms to keep, with the reason, and the difference that counts
+def verdict(self:Check, err:float) -> tuple[dict[nn.Module,Reason],float]: # The norms to keep, with the reason, and the difference that counts
     "What to make of a difference of `err`"
     if self.tol is not None or err<=32*self.eps or self.floor<1e-2: return {} if self.passes(err) else self.blame(err),err
     try:
-        if self.is_twin: raise FoldError('rounding decides there too')
+        if self.is_twin: raise FoldError('there, too, rounding decides what comes out')
         twin = self.twin()
     except Exception as e:
         warnings.warn(f"rounding alone changes the output of {type(self.plan.model).__name__} by {self.floor:.0e}, and float64 doesn't help "
-            f"({type(e).__name__}: {e}): the fold is not verified")
+            f"({type(e).__name__}: {e}): the fold is not verified, so compare the accuracy of both models on your own data")
         return {},err
     with placed(twin.plan.model, make_changes(twin.plan)) as m: err = twin.error(m)
     banned,err = twin.verdict(err)
@@ -364,8 +365,8 @@ def shape_changes(model:nn.Module, state:dict[str,Any], norms:dict[type|str,Norm
     "What has to change in `model` so that it is folded where the model was that `state` is of"
     res = []
     for (owner,key),m in ((o, m) for m in norms_of(model, norms) for o in slots(model, '_modules').get(id(m), ())):
-        own = [f'{owner}.{key}.{k}'.lstrip('.') for k in m.state_dict() if '.' not in k]
-        if own and not state.keys() & set(own) and (rule := rule_of(m, norms)):
+        own = {f'{owner}.{key}.{k}'.lstrip('.') for k in m.state_dict() if '.' not in k}
+        if own-state.keys() and (rule := rule_of(m, norms)): # not `own&`: what a norm leaves behind may have a weight of the same name (PReLU)
             res.append(Change(owner, '_modules', key, m, rule.rest(m).train(m.training)))
     for n,m in model.named_modules():
         if m._parameters.get('bias', 0) is None and (b := state.get(f'{n}.bias'.lstrip('.'))) is not None:

@@ -193,14 +193,15 @@ class FoldCallback(Callback):
     def before_train(self): self.has_trained = True
 
     def before_batch(self):
-        "Remember two items, so that no data have to be fetched later"
-        if not self.fold_xb: self.fold_xb = tuple(x[:2].detach().clone() if isinstance(x, Tensor) else x for x in self.xb)
+        "Remember two items, so that no data have to be fetched later: of the last batch, since a GAN alternates between two models"
+        if not self.fold_xb or find_bs(self.xb)>1: self.fold_xb = tuple(x[:2].detach().clone() if isinstance(x, Tensor) else x for x in self.xb)
 
     def after_fit(self):
         "Fold; whatever goes wrong must not cost the training"
         if not self.has_trained or hasattr(self.learn, 'lr_finder'): return
-        error = ''
-        try: self.learn.fold(*self.fold_xb, **self.fold_options)
+        error,dtype = '',next(self.model.parameters()).dtype # a training in half precision has halved the batch, too
+        xb = [x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in self.fold_xb]
+        try: self.learn.fold(*xb, **self.fold_options)
         except Exception as e: error = str(e) or type(e).__name__
         if is_shared(self.learn):
             error = make_alike(folder_of(self.learn), error)
@@ -226,6 +227,7 @@ def only_for_inference(learn:Learner) -> Iterator[None]:
     before = dict(vars(learn))
     for k in ('_fold', FoldCallback.name): vars(learn).pop(k, None)
     learn.opt,learn.cbs = None,L(o for o in learn.cbs if not isinstance(o, FoldCallback))
+    if isinstance(learn.opt_func, OptimWrapper): learn.opt_func = Adam # an optimizer already built holds the parameters as they were trained
     try:
         with hooks_emptied(learn.model): yield
     finally:

@@ -21,7 +21,7 @@ from .distributed import plain_loader
 from .example import examples
 from .flow import run
 from .folder import BN_Folder, Change, count, place, restore
-from .plan import reason
+from .reasons import Reason, reason
 from .report import FoldReport, FoldRow
 
 # %% ../nbs/06b_normalize.ipynb #1bb750ed
@@ -135,8 +135,9 @@ def place_of(folder:BN_Folder) -> FoldRow:
     "Where the norm before the model went that `folder` has folded"
     assert folder.report
     row = next(o for o in folder.report.rows if o.name=='Normalize')
-    why = row.reason.removeprefix(reason('neither', back=reason('from_input'), ahead=''))
-    return replace(row, into=[n.removeprefix('model.') for n in row.into], reason=why.replace("'model.", "'").replace(" in 'model'", ''))
+    no_way_back = reason('from_input')
+    why,todo = row.reason.removeprefix(reason('neither', back=no_way_back, ahead=Reason())),row.todo.replace(f'{no_way_back.todo}, and ', 'nothing: ')
+    return replace(row, into=[n.removeprefix('model.') for n in row.into], reason=why.replace("'model.", "'").replace(" in 'model'", ''), todo=todo)
 
 def changes_in(folder:BN_Folder) -> list[Change]:
     "What `folder` has changed in the model behind the norm"

@@ -25,6 +25,7 @@ class FoldRow:
     kind:str # Its class name, such as `BatchNorm2d`
     into:list[str] = field(default_factory=list) # Names of the layers that absorbed it, empty if it was kept
     reason:str = '' # Why it was kept, '' if it was folded
+    todo:str = '' # What can be done about that, or why nothing can
 
     def __post_init__(self):
         if bool(self.into) == bool(self.reason):
@@ -157,47 +158,25 @@ def table_html(
     head,body = tr('th', map(escape, header)), '\n'.join(tr('td', o) for o in rows)
     return f'<table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>'
 
-# %% ../nbs/04_report.ipynb #8473951d
-def fills(template:str, s:str)->dict[str,str]|None: # What stands in place of its fields
-    "Is `s` what `template` looks like once it is filled in?"
-    m = re.fullmatch(re.sub(r'\\\{(\w+).*?\\\}', r'(?P<\1>.+)', re.escape(template)), s)
-    return m and m.groupdict()
-
-def remedies(reason:str)->list[str]: # One for each way that is blocked; empty if they aren't known
-    "What can be done about `reason`, in the words of `fastfold.plan.REASONS`"
-    try: from fastfold.plan import REASONS
-    except ImportError: return []
-    for o in re.finditer(', and ', reason):
-        back,ahead = remedies(reason[:o.start()]),remedies(reason[o.end():])
-        if back and ahead: return list(dict.fromkeys(back+ahead))
-    single = [(what, todo, f) for k,(what,todo) in REASONS.items() if k!='neither' and (f := fills(what, reason)) is not None]
-    what,todo,f = max(single, key=lambda o: len(re.sub(r'\{.*?\}', '', o[0])), default=('', '', {})) # the one that says most by itself
-    return [todo.format(**f)] if todo else []
-
-def advice(reason:str)->str: # '' if there is none
-    "What to do about `reason`, or why there is nothing to do"
-    rs = remedies(reason)
-    return ', or '.join([o for o in rs if not o.startswith('nothing')]) or ', and '.join(rs[:1] + [o.removeprefix('nothing: ') for o in rs[1:]])
-
 # %% ../nbs/04_report.ipynb #150375af
 def words_html(content:str)->str: # HTML that may be broken anywhere
     "A cell that doesn't become narrower than a few words, nor wider than it has to"
     return f'<div style="min-width:11em; overflow-wrap:anywhere">{content}</div>'
 
-def reason_html(reason:str)->str: # HTML
-    "A reason, and what to do about it"
-    todo = re.sub('^(nothing: )?', lambda m: 'Nothing to do: ' if m[1] else 'What to do: ', advice(reason))
-    more = f'<div><small>{escape(todo)}</small></div>' if advice(reason) else ''
-    return words_html(f'<span title="{escape(reason)}">{escape(short_names(reason, 34))}</span>{more}')
+def reason_html(row:FoldRow)->str: # HTML
+    "Why a norm was kept, and what to do about it"
+    todo = re.sub('^(nothing: )?', lambda m: 'Nothing to do: ' if m[1] else 'What to do: ', row.todo)
+    more = f'<div><small>{escape(todo)}</small></div>' if row.todo else ''
+    return words_html(f'<span title="{escape(row.reason)}">{escape(short_names(row.reason, 34))}</span>{more}')
 
 def kept_html(kept:list[FoldRow])->str: # HTML, '' if nothing was kept
     "Table of the kept norms, by reason"
     if not kept: return ''
     rows = []
-    for reason,at in by_reason(kept):
+    for _,at in by_reason(kept):
         kinds = ', '.join(sorted({kept[i].kind for i in at}))
         names = names_html([kept[i].name for i in at], width=36)
-        rows.append([str(len(at)), reason_html(reason), words_html(f'{names}<div><small>{escape(kinds)}</small></div>')])
+        rows.append([str(len(at)), reason_html(kept[at[0]]), words_html(f'{names}<div><small>{escape(kinds)}</small></div>')])
     title = f'<p>{mark_html("kept")} <b>{len(kept)} kept</b></p>\n'
     return title + table_html(['count','because','norms'], rows)
 

@@ -52,6 +52,13 @@ def test_every_notebook_is_linked(site, root):
     pages = {re.sub(r'^\d+[a-z]*_', '', f.stem)+'.html' for f in (root/'nbs').glob('*.ipynb')}
     assert all(pages<={urlsplit(o).path for o in p.links} for p in site.values())
 
+def test_api_pages_open_with_an_example(site, root):
+    "Before the first heading and the first entry"
+    api = {f.stem[3:]+'.html' for f in (root/'nbs').glob('[0-9]*.ipynb')}
+    texts = {f.name: f.read_text(encoding='utf-8') for f in site if f.name in api}
+    assert texts.keys()==api
+    assert not [n for n,s in texts.items() if '<div class="highlight' not in re.split('<h[23]', s)[0]]
+
 def test_readme_links(root):
     "Relative links of the README lead to files, and its anchors to headings"
     text = (root/'README.md').read_text(encoding='utf-8')

@@ -2,9 +2,9 @@
 and the page that explains the reasons must have them all"""
 import ast,json,re
 import pytest
-from fastfold.plan import REASONS
+from fastfold.reasons import REASONS
 
-actions = """add call check compare convert define fold give install leave load look make move nothing pass put remove report run split start subtract
+actions = """add call check compare convert define fold give install leave let load look make move nothing pass put raise remove report run split start subtract
     train try use unfold""".split()
 act = re.compile(rf"(?:^|: |; |, | or |\n)`?(?:{'|'.join(actions)})\b", re.I)
 

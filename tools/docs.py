@@ -1,5 +1,5 @@
 "Render the notebooks to HTML in _docs, with the signatures that `show_doc` makes, as `nbdev-docs` does but without Quarto. Nothing is loaded from a network"
-import re,shutil
+import ast,re,shutil
 from html import escape
 from pathlib import Path
 from fastcore.basics import AttrDict
@@ -65,10 +65,24 @@ def signature(
     md = re.sub(r'\[source\]\([^)]*/(\w+)\.py#L(\d+)\)', r'<a class="source" href="\1.py.html#L-\2">source</a>', md)
     return re.sub(r'\btorch\.nn\.modules\.\w+\.', 'nn.', re.sub(r'\b(?:__main__|torch|fastfold\.\w+)\.(?=[A-Z])', '', md))
 
+def fields(
+    src:str, # of a module
+) -> dict[str,str]: # class -> a table in Markdown
+    "What the fields of each data class and named tuple mean, which `show_doc` leaves out"
+    res,lines = {},src.splitlines()
+    def cell(s): return s.replace('|', '\\|')
+    for c in ast.parse(src).body:
+        if not isinstance(c, ast.ClassDef): continue
+        told = [(f.target.id, ast.unparse(f.annotation), lines[f.end_lineno-1].partition(' # ')[2]) for f in c.body if isinstance(f, ast.AnnAssign)]
+        rows = [f'| `{n}` | `{cell(t)}` | {cell(what)} |' for n,t,what in told if what]
+        if rows: res[c.name] = '\n'.join(['', '', '| field | type | |', '|---|---|---|', *rows])
+    return res
+
 def prep(
     nb, # notebook as nbdev processed it for Quarto
     page:str, # what its page is called
     shown:dict[str,set[str]], # page -> what is documented there
+    tables:dict[str,str], # class -> what its fields mean, for those of this page
 ):      # notebook that nbconvert can render: an nbformat node
     "Leave out what only Quarto reads: the front matter and its directives"
     fm = nb_frontmatter(nb)
@@ -81,7 +95,10 @@ def prep(
         c.metadata = AttrDict(tags=tags)
         if c.cell_type=='markdown': c.source = mathml(doc_links(html_links(c.source), page, shown))
         for o in c.get('outputs', []):
-            if md := o.get('data', {}).get('text/markdown'): o['data'] = {'text/markdown': doc_links(html_links(signature(''.join(md))), page, shown)}
+            if md := ''.join(o.get('data', {}).get('text/markdown', '')):
+                entry = re.search(r'^### (.+)$', md, flags=re.M)
+                md += tables.get(entry[1], '') if entry else ''
+                o['data'] = {'text/markdown': doc_links(html_links(signature(md)), page, shown)}
         cells.append(c)
     nb.cells = cells
     nb.metadata['language_info'] = dict(name='python')
@@ -117,9 +134,10 @@ def main():
     shown = {p: documented(nb) for p,nb in pages.items()}
     titles = {p: nb_frontmatter(nb)['title'] for p,nb in pages.items()}
     def write(page, title, body): (cfg.doc_path/page).write_text(frame.format(title=escape(title), nav=nav_html(titles, page), body=body), encoding='utf-8')
-    for page,nb in pages.items(): write(page, titles[page], export(prep(nb, page, shown))[0])
-    for f in sorted(cfg.lib_path.glob('[!_]*.py')):
-        write(f'{f.name}.html', f.name, f'<h1>{f.name}</h1>' + highlight(f.read_text(encoding='utf-8'), PythonLexer(), HtmlFormatter(lineanchors='L')))
+    srcs = {f.name: f.read_text(encoding='utf-8') for f in sorted(cfg.lib_path.glob('[!_]*.py'))}
+    for page,nb in pages.items():
+        write(page, titles[page], export(prep(nb, page, shown, fields(srcs.get(page.replace('.html', '.py'), ''))))[0])
+    for n,src in srcs.items(): write(f'{n}.html', n, f'<h1>{n}</h1>' + highlight(src, PythonLexer(), HtmlFormatter(lineanchors='L')))
     (cfg.doc_path/'style.css').write_text(style(), encoding='utf-8')
     images = cfg.config_path/'images'
     if images.exists(): shutil.copytree(images, cfg.doc_path/'images', dirs_exist_ok=True, ignore=shutil.ignore_patterns('.*'))

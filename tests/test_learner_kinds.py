@@ -1,0 +1,132 @@
+"""Every kind of learner that fastai makes: how many norms are left, and the reason of each. A sweep; the notebook has the story.
+Norms are those of a trained model, with statistics and weights that would show a lost scale or shift"""
+import gc, re, warnings
+import numpy as np, pandas as pd, pytest, torch
+from torch import nn
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    from fastai.collab import CollabDataLoaders, collab_learner
+    from fastai.tabular.all import Categorify, FillMissing, Normalize, TabularDataLoaders, tabular_learner
+    from fastai.text.all import AWD_LSTM, text_classifier_learner
+    from fastai.vision.all import (CrossEntropyLossFlat, Datasets, Learner, Mish, NormType, noop, resnet18, set_seed,
+        unet_learner, vision_learner, xresnet18, xse_resnext18)
+    from fastai.vision.gan import GANLearner, basic_critic, basic_generator
+    from fastai.layers import ConvLayer, LinBnDrop
+    from torchvision.models import mobilenet_v3_small
+from fastfold.all import FoldCallback
+from tiny_learner import bits
+from random_nets import live
+
+pytestmark = pytest.mark.filterwarnings('ignore')
+
+@pytest.fixture(autouse=True)
+def tidy():
+    "A learner and its callbacks hold each other"
+    yield
+    gc.collect()
+
+def items(tfms, n=8):
+    "Training and validation set of a few made-up items; `tfms` make input and target from a number"
+    return Datasets(range(n), [[f] for f in tfms], splits=(range(n//2), range(n//2, n)))
+
+def rand(*shape): return lambda i: torch.randn(shape, generator=torch.Generator().manual_seed(i))
+def label(i): return i%2
+def mask(i): return torch.randint(0, 2, (32,32), generator=torch.Generator().manual_seed(i))
+
+def pictures(y=label): return items([rand(3,32,32), y]).dataloaders(bs=2, device='cpu', num_workers=0)
+
+def small(**kwargs):
+    "An architecture of four norms, for what doesn't depend on it"
+    body = [nn.Sequential(ConvLayer(i, o), ConvLayer(o, o, stride=2)) for i,o in ((3,8), (8,16))]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16,2))
+
+def vision(arch=small, **kwargs):
+    return lambda: vision_learner(pictures(), arch, pretrained=False, n_out=2, loss_func=CrossEntropyLossFlat(), normalize=False, **kwargs)
+
+def unet(arch=small, **kwargs):
+    return lambda: unet_learner(pictures(mask), arch, pretrained=False, n_out=2, loss_func=CrossEntropyLossFlat(axis=1), normalize=False, **kwargs)
+
+def frame(n=64):
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(dict(a=rng.choice(['x','y','z'], n), b=rng.integers(0, 4, n), c=rng.normal(size=n), d=rng.normal(3, 2, n),
+        y=rng.integers(0, 2, n).astype(str)))
+
+def tabular(cats=('a','b'), conts=('c','d'), y='y', **kwargs):
+    def dls(): return TabularDataLoaders.from_df(frame(), procs=[Categorify, FillMissing, Normalize], cat_names=list(cats), cont_names=list(conts),
+        y_names=y, valid_idx=range(48,64), bs=16, device='cpu')
+    return lambda: tabular_learner(dls(), layers=[20,10], **kwargs)
+
+def collab(**kwargs):
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame(dict(user=rng.integers(0, 9, 64), item=rng.integers(0, 7, 64), rating=rng.random(64)*5))
+    return lambda: collab_learner(CollabDataLoaders.from_df(df, bs=16, device='cpu'), y_range=(0,5.5), **kwargs)
+
+def text():
+    def tokens(i): return torch.randint(0, 20, (12,), generator=torch.Generator().manual_seed(i))
+    dls = items([tokens, label]).dataloaders(bs=2, device='cpu', num_workers=0)
+    dls.vocab = [f'w{i}' for i in range(20)]
+    return text_classifier_learner(dls, AWD_LSTM, n_out=2, pretrained=False, loss_func=CrossEntropyLossFlat(), seq_len=6)
+
+def plain(arch, **kwargs): return lambda: Learner(pictures(), arch(n_out=2, **kwargs), loss_func=CrossEntropyLossFlat())
+
+alone = 'the example batch never runs it'
+hooked = "its input can't change: a hook on '.*' sees it, and its output goes into relu in '.*'" # a U-Net keeps what it concatenates later
+between = "its input is made by relu in '.*', and its output goes into relu in '.*'"
+kinds = { # what makes it, number of norms, reasons of those left
+    'vision': (vision(resnet18), 22, []), 'vision-mobilenet': (vision(mobilenet_v3_small), 36, []), 'vision-xresnet': (vision(xresnet18), 24, []),
+    'vision-timm': (vision('mobilenetv3_small_050'), 36, []), 'vision-timm-never-run': (vision('mobilenetv4_conv_small'), 48, [alone]),
+    'vision-timm-no-norms': (vision('convnext_atto'), 2, []),
+    'head': (vision(), 6, []), 'head-pool': (vision(concat_pool=False), 6, []), 'head-lin_ftrs': (vision(lin_ftrs=[64,32]), 7, []),
+    'head-first_bn': (vision(first_bn=False), 5, []), 'head-bn_final': (vision(bn_final=True), 7, []), 'head-lin_first': (vision(lin_first=True), 5, []),
+    'head-ps': (vision(ps=0.), 6, []), 'head-none': (vision(lin_ftrs=[]), 5, []), 'head-y_range': (vision(y_range=(0,1)), 6, []),
+    'head-custom': (vision(custom_head=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), LinBnDrop(16, 2))), 5, []),
+    'unet': (unet(resnet18), 25, [between]+[hooked]*4), 'unet-small': (unet(), 6, [between,hooked]),
+    'unet-attention': (unet(self_attention=True), 6, [between,hooked]),
+    'unet-batch': (unet(norm_type=NormType.Batch), 15, [between,hooked]), 'unet-weight': (unet(norm_type=NormType.Weight), 6, [between,hooked]),
+    'unet-blur': (unet(blur=True), 6, [between,hooked]),
+    'tabular': (tabular(), 3, []), 'tabular-lin_first': (tabular(config=dict(lin_first=False)), 3, []),
+    'tabular-bn_final': (tabular(config=dict(bn_final=True)), 4, []),
+    'tabular-use_bn': (tabular(config=dict(use_bn=False)), 1, []), 'tabular-ps': (tabular(config=dict(ps=.1, embed_p=.1)), 3, []),
+    'tabular-bn_cont': (tabular(config=dict(bn_cont=False)), 2, []), 'tabular-y_range': (tabular(y='c', conts=['d'], y_range=(0,5), n_out=1), 3, []),
+    'tabular-conts': (tabular(cats=[]), 3, []), 'tabular-cats': (tabular(conts=[]), 3, [alone]),
+    'collab': (collab(), 0, []), 'collab-nn': (collab(use_nn=True, layers=[20]), 2, [alone]),
+    'text': (text, 2, []),
+    'xresnet': (plain(xresnet18, sa=True, act_cls=Mish), 22, []), 'xresnet-xse': (plain(xse_resnext18), 22, [])}
+
+@pytest.mark.parametrize('name', kinds)
+def test_kind(name, capsys):
+    make,n,left = kinds[name]
+    set_seed(0)
+    learn = make()
+    learn.logger = noop
+    with learn.no_bar():
+        learn.fit(1, cbs=FoldCallback())
+        assert f'{n-len(left)} of {n} norm' in capsys.readouterr().out or not n
+        live(learn.unfold().model, torch.float32)
+        trained = bits(dict(learn.model.state_dict()))
+        want = learn.get_preds()[0]
+        report = learn.fold()
+        assert len(report.rows)==n and len(report.kept)==len(left)
+        for o,reason in zip(report.kept, left): assert re.fullmatch(reason, o.reason)
+        torch.testing.assert_close(learn.get_preds()[0], want, rtol=1e-3, atol=1e-4*want.abs().max().item())
+        assert bits(dict(learn.unfold().model.state_dict()))==trained
+
+def gan():
+    dls = items([rand(10), rand(3,16,16)]).dataloaders(bs=2, device='cpu', num_workers=0)
+    learn = GANLearner.wgan(dls, basic_generator(16, 3, in_sz=10, n_features=8), basic_critic(16, 3, n_features=8), switch_eval=False)
+    learn.logger = noop
+    return learn
+
+def test_gan(capsys):
+    "Generator and critic: the one that isn't in use at the end of the training is followed alone"
+    set_seed(0)
+    learn = gan()
+    with learn.no_bar(): learn.fit(2, cbs=FoldCallback())
+    assert '3 of 3 norms folded' in capsys.readouterr().out and learn.is_folded
+    z,x = rand(4,10)(0),rand(4,3,16,16)(0)
+    trained = live(learn.unfold().model, torch.float32)
+    def both(): return [trained.generator(z), trained.critic(x)]
+    with torch.no_grad():
+        want = both()
+        learn.fold()
+        for a,b in zip(both(), want): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
