@@ -78,13 +78,17 @@ def normalized_inputs(dls:DataLoaders, nrm:Normalize) -> list[int]: # Their posi
 # %% ../nbs/06b_normalize.ipynb #b90403f5
 class InputNorm(nn.Module):
     "What a `Normalize` does, as a norm"
+    mean:Tensor
+    std:Tensor
     def __init__(self,
         mean:Tensor, # [C], float64
         std:Tensor, # [C], float64
         axis:int # Of the channels, counted from the end
     ):
         super().__init__()
-        self.mean,self.std,self.axis = nn.Buffer(mean),nn.Buffer(std),axis
+        self.register_buffer('mean', mean)
+        self.register_buffer('std', std)
+        self.axis = axis
 
     def shaped(self, t:Tensor) -> Tensor: return t.view(-1, *(1,)*(-1-self.axis))
     def forward(self, x): return (x - self.shaped(self.mean).to(x))/self.shaped(self.std).to(x)

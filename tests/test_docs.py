@@ -49,7 +49,7 @@ def test_offline(site):
 
 def test_every_notebook_is_linked(site, root):
     "From every page to every other"
-    pages = {re.sub(r'^\d+_', '', f.stem)+'.html' for f in (root/'nbs').glob('*.ipynb')}
+    pages = {re.sub(r'^\d+[a-z]*_', '', f.stem)+'.html' for f in (root/'nbs').glob('*.ipynb')}
     assert all(pages<={urlsplit(o).path for o in p.links} for p in site.values())
 
 def test_api_pages_open_with_an_example(site, root):
