@@ -82,17 +82,19 @@ def elide(
     head = (width-3)//2
     return f'{s[:head]}...{s[len(s)-(width-3-head):]}'
 
+quoted = re.compile(r"(?<!\w)'([^']*)'") # a name, and not the rest of a sentence after "can't"
+
 def short_names(
     reason:str, # Has names between quotes
     width:int=24, # Most characters of each
 )->str:
     "`reason` with long names shortened"
-    return re.sub("'([^']*)'", lambda m: f"'{elide(m[1], width)}'", reason)
+    return quoted.sub(lambda m: f"'{elide(m[1], width)}'", reason)
 
 # %% ../nbs/04_report.ipynb #fe2b0c2a
 def general(reason:str)->str: # With '…' for each name, and without places
     "What `reason` has in common with the same thing elsewhere in the network"
-    return re.sub("'[^']*'", "'…'", re.sub(" in '[^']*'", '', reason))
+    return quoted.sub("'…'", re.sub(" in '[^']*'", '', reason))
 
 def by_reason(
     rows:list[FoldRow], # Folded rows, if any, come under the reason ''
