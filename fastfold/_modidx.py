@@ -318,6 +318,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'fastfold.normalize.normalized_inputs': ('normalize.html#normalized_inputs', 'fastfold/normalize.py'),
                                     'fastfold.normalize.normalizes': ('normalize.html#normalizes', 'fastfold/normalize.py'),
                                     'fastfold.normalize.place_of': ('normalize.html#place_of', 'fastfold/normalize.py'),
+                                    'fastfold.normalize.refused': ('normalize.html#refused', 'fastfold/normalize.py'),
                                     'fastfold.normalize.release': ('normalize.html#release', 'fastfold/normalize.py'),
                                     'fastfold.normalize.same_norm': ('normalize.html#same_norm', 'fastfold/normalize.py'),
                                     'fastfold.normalize.the_normalize': ('normalize.html#the_normalize', 'fastfold/normalize.py')},

@@ -139,6 +139,11 @@ def place_of(folder:BN_Folder) -> FoldRow:
     why,todo = row.reason.removeprefix(reason('neither', back=no_way_back, ahead=Reason())),row.todo.replace(f'{no_way_back.todo}, and ', 'nothing: ')
     return replace(row, into=[n.removeprefix('model.') for n in row.into], reason=why.replace("'model.", "'").replace(" in 'model'", ''), todo=todo)
 
+def refused(error:str) -> FoldRow: # error: what is the matter, then what to do
+    "The row for a `Normalize` that can't be folded at all"
+    why,_,todo = error.rpartition(': ')
+    return FoldRow('Normalize', 'Normalize', [], why or todo, todo if why else '')
+
 def changes_in(folder:BN_Folder) -> list[Change]:
     "What `folder` has changed in the model behind the norm"
     return [replace(c, owner=c.owner[len('model.'):]) for c in folder.changes if c.kind=='_parameters']
@@ -243,7 +248,7 @@ def fold(self:NormalizeFolder,
     new = list(xb) or inferred(model)
     before,rows,changes,first = count(model),list[FoldRow](),list[Change](),None
     try: rows,changes,new,first = self._fold_input(model, new, kw)
-    except FoldError as e: rows = [FoldRow('Normalize', 'Normalize', [], str(e))]
+    except FoldError as e: rows = [refused(str(e))]
     place(model, changes)
     try: BN_Folder.fold(self, model, *new, kw=kw, inplace=True)
     except BaseException:
