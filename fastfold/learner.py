@@ -55,7 +55,7 @@ def fold_with(learn:Learner, folder:BN_Folder, xb:tuple) -> FoldReport:
 @patch
 def fold(self:Learner,
     *xb, # Inputs of one example batch; two items of the validation set by default
-    **kwargs # Options of `BN_Folder`: `layers`, `handlers`, `forward`, `verify`, `tol`
+    **kwargs # Options of `BN_Folder`: `layers`, `handlers`, `forward`, `layer_scale`, `merge`, `verify`, `tol`
 ) -> FoldReport: # What was folded, what was kept, and why
     "Fold the norms of the model, until it is trained on or `unfold`ed"
     return self.fold_report if self.is_folded else fold_with(self, BN_Folder(**kwargs), xb)

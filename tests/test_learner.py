@@ -55,6 +55,31 @@ trainings = dict(
     cancelled=lambda l: l.fit(2, cbs=StopIn(CancelFitException('stop'))),
     best=lambda l: l.fit(2, cbs=SaveModelCallback()), nan=lambda l: l.fit(1, cbs=TerminateOnNaNCallback()))
 
+class Branches(nn.Module):
+    "A sum of linear layers of one value"
+    def __init__(self):
+        super().__init__()
+        self.a,self.b,self.n = nn.Conv2d(8, 8, 3, padding=1),nn.Conv2d(8, 8, 1),nn.BatchNorm2d(8)
+    def forward(self, x): return self.a(x) + self.b(x) + self.n(x)
+
+def test_merge(tmp_path):
+    "Merged when training ends; unmerged for the optimizer and for saving, and when training goes on"
+    ends,preds = [],[]
+    for cbs in [], [FoldCallback(merge=True)]:
+        learn = learner(tmp_path, *cbs)
+        learn.model.insert(1, Branches())
+        for _ in range(2): learn.fit(1)
+        if cbs: assert len(learn.fold_report.merged)==1 and list(dict(learn.model[1].named_modules()))==['', 'a']
+        learn.save('model')
+        assert torch.load(tmp_path/'models/model.pth', weights_only=False)['model'].keys()>={'1.a.weight', '1.n.weight'}
+        learn.load('model')
+        assert learn.is_folded==bool(cbs) and ('n' not in dict(learn.model[1].named_modules()) or not cbs)
+        learn.export('m.pkl')
+        preds += [learn.get_preds()[0], load_learner(tmp_path/'m.pkl').get_preds(dl=learn.dls.valid)[0]]
+        ends.append(state(learn))
+    assert same(*ends)
+    assert all(torch.allclose(p, preds[0], atol=1e-5) for p in preds)
+
 @pytest.mark.parametrize('name', trainings)
 def test_trains_as_without(name, tmp_path, capsys):
     "each training twice, so that the second one starts from a folded learner"
