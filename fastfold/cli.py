@@ -41,19 +41,20 @@ def demo(
         print(f'\n{res}\n\nIn {out}: {", ".join(o.name for o in save(res, learn, path))}')
 
 # %% ../nbs/15_cli.ipynb #a7378398
-def check_random(n:int, seed:int, progress:bool):
+def check_random(n:int, seed:int, progress:bool, merge:bool):
     "Check random networks, and fail if one does"
     from fastfold.affine import FoldError
     from fastfold.fuzz import fuzz
-    print(res := fuzz(n, seed, progress))
+    print(res := fuzz(n, seed, progress, merge))
     if res.failures: raise FoldError(f'{len(res.failures)} of {n} networks failed: run one alone with --fuzz 1 and its --seed from above')
 
-def check_known(archs:list[str]|None, size:int, peers:bool, seed:int, out:str, progress:bool):
+def check_known(archs:list[str]|None, size:int, peers:bool, merge:bool, seed:int, out:str, progress:bool):
     "Fold architectures, save what became of them, and fail if one isn't as it should be"
     from fastfold.affine import FoldError
     from fastfold.demo import open_folder
-    from fastfold.zoo import FOLDERS, architectures, complaints, installed, run, save, summary
+    from fastfold.zoo import FOLDERS, architectures, complaints, fold_and_merge, installed, run, save, summary
     nets,path,folders = architectures(archs, size, seed),open_folder(Path(out)),installed()
+    if merge: folders['fastfold'] = fold_and_merge
     if not peers: folders = {'fastfold': folders['fastfold']}
     for o in FOLDERS if peers else ():
         if o not in folders: print(f'{o} is not installed: pip install "fastfold[peers]"')
@@ -68,6 +69,7 @@ def zoo(
     archs:Annotated[list[str]|None, dict(type=str, opt=False, nargs='*')]=None, # Networks of torchvision, timm or fastai, or JSON lists; some by default
     size:int=64, # Width and height of the pictures, pixels; larger where a network needs it
     peers:bool=False, # Try the other folders that are installed, too
+    merge:bool=False, # Merge layers whose results are added up, too
     fuzz:int=0, # Check that many random networks instead
     seed:int=0, # For all that is random
     out:str='fastfold-zoo', # Folder for zoo.csv and zoo.png
@@ -79,8 +81,8 @@ def zoo(
     progress = sys.stdout.isatty()
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', module='(?!fastfold)') # of libraries, about each other
-        if fuzz: check_random(fuzz, seed, progress)
-        else: check_known(archs, size, peers, seed, out, progress)
+        if fuzz: check_random(fuzz, seed, progress, merge)
+        else: check_known(archs, size, peers, merge, seed, out, progress)
 
 # %% ../nbs/15_cli.ipynb #2e169347
 def place_for(file:str, out:str|None, force:bool)->Path: # Where to write

@@ -8,7 +8,7 @@ __all__ = ['BN_Folder']
 # %% ../nbs/06_folder.ipynb #059829f9
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Iterable, Iterator
 import logging, math, warnings
@@ -20,9 +20,11 @@ from fastcore.basics import patch
 from .affine import exact, FoldError, LAYER_SCALES, LAYERS, LayerRule, NORMS, NormRule, rule_of
 from .example import examples
 from .flow import ExampleError, fresh, run, tensors_in
+from .kernel import Unmerged
+from .merge import Merge, by_block, find_merges, refused_row, rewritten
 from .plan import Plan, make_plan, norms_of
 from .reasons import Reason, reason
-from .report import FoldReport, some_names
+from .report import FoldReport, FoldRow, MergeRow, some_names
 
 # %% ../nbs/06_folder.ipynb #d2ccbfbd
 log = logging.getLogger('fastfold')
@@ -49,6 +51,7 @@ class Change:
     key:str # Its name there
     old:Any
     new:Any
+    merges:list[Merge]=field(default_factory=list) # What was merged in it, if it is a module with another forward
 
     def slot(self, model:nn.Module) -> dict[str,Any]: return getattr(model.get_submodule(self.owner), self.kind)
     def get(self, model:nn.Module) -> Any: return self.slot(model)[self.key]
@@ -115,6 +118,11 @@ def place(model:nn.Module, changes:list[Change]) -> None:
 
 def restore(model:nn.Module, changes:list[Change]) -> None:
     "Take `changes` back: the very objects that were there before return, on the device and in the dtype that the model has now"
+    for c in [c for c in reversed(changes) if c.merges]: # first, as other changes are inside of them
+        old,now = c.merges[0].region.layers[0].func.weight,c.merges[0].layer.weight
+        if (now.device,now.dtype)!=(old.device,old.dtype): c.old.to(now.device, now.dtype)
+        c.put(model, c.old)
+    changes = [c for c in changes if not c.merges]
     olds = [(c.old, c.get(model)) for c in changes if c.kind=='_parameters' and c.old is not None]
     moved = [(old, now) for old,now in olds if (now.device,now.dtype)!=(old.device,old.dtype)]
     cast = next((now.dtype for old,now in moved if now.dtype!=old.dtype), None)
@@ -274,13 +282,14 @@ class BN_Folder:
         handlers:dict[type|str,NormRule|LayerRule]|None=None, # Rules for further types of norm or layer, or in place of those there are
         forward:bool=True, # Also fold into the layers after a norm?
         layer_scale:bool=False, # Also fold timm's LayerScale, a multiplication of each channel by a parameter?
+        merge:bool=False, # Also make one layer of parallel ones that are added up? That rewrites the forward of modules
         verify:bool=True, # Compare the folded model with the original on the example batch?
         tol:float|None=None # Largest relative difference that verification allows; by default, what rounding explains
     ):
         handlers = handlers or {}
         self.norms = NORMS | (LAYER_SCALES if layer_scale else {}) | {k:v for k,v in handlers.items() if isinstance(v, NormRule)}
         self.layers = LAYERS | {k:v for k,v in handlers.items() if isinstance(v, LayerRule)}
-        self.into,self.forward,self.verify,self.tol = tuple(layers or ()),forward,verify,tol
+        self.into,self.forward,self.merge,self.verify,self.tol = tuple(layers or ()),forward,merge,verify,tol
         self.report:FoldReport|None = None # What the last `fold` or `plan` found
         self.model:nn.Module|None = None # The model last folded in place
         self.changes:list[Change] = [] # What was done to it
@@ -302,7 +311,66 @@ def _make_plan(self:BN_Folder, model:nn.Module, args:tuple, kwargs:dict) -> Plan
     if plan.flow.passes: return plan
     raise FoldError(f"no example batch could be inferred for {type(model).__name__}: give one, as in fold(model, xb)") from cause
 
-# %% ../nbs/06_folder.ipynb #20fee840
+# %% ../nbs/06_folder.ipynb #008feb53
+def block_changes(model:nn.Module, merges:list[Merge]) -> list[Change]: # They are in effect when this returns
+    "Rewrite the modules that `merges` are in"
+    res = []
+    for name,ms in by_block(merges).items():
+        old = model.get_submodule(name)
+        new,places = rewritten(old, ms),slots(model, '_modules')[id(old)]
+        changes = [Change(n, '_modules', k, old, new, ms) for n,k in places]
+        place(model, changes)
+        res += changes
+    return res
+
+@patch
+def merge_error(self:Check, merges:list[Merge]) -> float:
+    "How much merging changes the output"
+    changes = block_changes(self.plan.model, merges)
+    try: return self.error(self.plan.model)
+    finally: restore(self.plan.model, changes)
+
+@patch
+def blame_merge(self:Check, merges:list[Merge], err:float) -> MergeRow: # The reason
+    "The first of `merges` that makes the output differ by more than rounding, found by bisection, is taken out of them"
+    good,bad = 0,len(merges)
+    while bad-good>1:
+        n = (good+bad)//2
+        good,bad = (n,bad) if self.passes(self.merge_error(merges[:n])) else (good,n)
+    row = refused_row(merges.pop(good).region, Unmerged('disagrees', err=err).reason)
+    warnings.warn(f"what '{row.name}' adds up is not merged: {row.reason}. Please report this, with the model")
+    return row
+
+# %% ../nbs/06_folder.ipynb #22d79c68
+@patch
+def _example(self:BN_Folder, plan:Plan, xb:tuple, kw:dict) -> tuple[tuple,dict]: # Positional and keyword inputs
+    "A batch that the whole model takes"
+    for p in plan.flow.passes:
+        if not p.name: return p.args,p.kwargs
+    if xb or kw: return xb,kw
+    for xb in examples(plan.model):
+        try: run(plan.model, xb)
+        except Exception: continue
+        return xb,{}
+    raise FoldError(f"no example batch could be inferred for {type(plan.model).__name__}, and merging needs one: give one, as in fold(model, xb)")
+
+@patch
+def _merge(self:BN_Folder, model:nn.Module, xb:tuple, kw:dict, verify:bool) -> tuple[list[Change],list[MergeRow],float|None]:
+    "Merge what can be merged in `model`, and less until the outputs agree: the changes, which are in effect, rows, and the difference"
+    found = find_merges(model, xb, kw, self.norms, self.into)
+    merges,rows,err = found.merges,found.refused,None
+    if merges and verify:
+        check = Check(replace(found.plan, homes={o.func:[] for m in merges for o in m.region.layers}), self.tol)
+        while merges and not check.passes(err := check.merge_error(merges)): rows.append(check.blame_merge(merges, err))
+    return block_changes(model, merges),[m.row for m in merges] + rows,err
+
+def merged_rows(rows:list[FoldRow], sums:list[MergeRow]) -> list[FoldRow]:
+    "`rows`, with the layers that norms are in after merging"
+    new = {n:o.name for o in sums if not o.reason for n in o.members}
+    def into(o): return [new[o.name]] if o.name in new else list(dict.fromkeys(new.get(n, n) for n in o.into))
+    return [replace(o, into=into(o), reason='' if o.name in new else o.reason) for o in rows]
+
+# %% ../nbs/06_folder.ipynb #bd197174
 def count(model:nn.Module) -> int: return sum(p.numel() for p in model.parameters())
 
 @patch
@@ -314,11 +382,16 @@ def plan(self:BN_Folder,
 ) -> FoldReport:
     "What `fold` would do, without doing it"
     plan,changes = sound_changes(self._make_plan(model, xb, kw or {}))
-    with placed(model, changes): after = count(model)
-    self.report = FoldReport(plan.rows(), count(model), after)
+    before,sums = count(model),[]
+    with placed(model, changes):
+        if self.merge:
+            merged,sums,_ = self._merge(model, *self._example(plan, xb, kw or {}), verify=False)
+            changes += merged
+        after = count(model)
+    self.report = FoldReport(merged_rows(plan.rows(), sums), before, after, sums=sums)
     return self.report
 
-# %% ../nbs/06_folder.ipynb #6da7e65c
+# %% ../nbs/06_folder.ipynb #23b7e0ac
 @patch
 def _agreeing(self:BN_Folder, plan:Plan, inplace:bool) -> tuple[Plan,list[Change],nn.Module,float|None]:
     "Fold, compare, and fold less until the outputs agree: the plan carried out, its changes, the model, and the difference"
@@ -344,10 +417,14 @@ def fold(self:BN_Folder,
         f"this BN_Folder holds what it took from another {type(self.model).__name__}: `unfold` that first, or use a new BN_Folder")
     plan,before = self._make_plan(model, xb, kw or {}),count(model)
     plan,changes,res,err = self._agreeing(plan, inplace)
+    with placed(model, changes) if inplace else nullcontext():
+        merged,sums,off = self._merge(res, *self._example(plan, xb, kw or {}), self.verify) if self.merge else ([], [], None)
+        changes += merged
     if inplace:
         place(model, changes)
         self.model,self.changes = model,self.changes + changes
-    self.report = FoldReport(plan.rows(), before, count(res), err)
+    if off is not None: err = Check(plan, self.tol).error(res) if plan.flow.passes else off
+    self.report = FoldReport(merged_rows(plan.rows(), sums), before, count(res), err, sums)
     for r in self.report.folded: log.info("%s (%s) -> %s", r.name, r.kind, ', '.join(r.into))
     return res
 

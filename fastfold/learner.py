@@ -107,7 +107,7 @@ def fold(self:Learner,
     *xb, # Inputs of one example batch; two items of the validation set by default
     refresh_bn:int=0, # If any, take the running statistics anew from so many batches of the training set
     normalize:bool=False, # Also fold the `Normalize` of `dls` into the first layers? The loaders then leave to the model what it has taken in
-    **kwargs # Options of `BN_Folder`: `layers`, `handlers`, `forward`, `layer_scale`, `verify`, `tol`
+    **kwargs # Options of `BN_Folder`: `layers`, `handlers`, `forward`, `layer_scale`, `merge`, `verify`, `tol`
 ) -> FoldReport: # What was folded, what was kept, and why
     "Fold the norms of the model, until it is trained on or `unfold`ed"
     if self.is_folded and not (xb or refresh_bn or normalize or kwargs): return self.fold_report

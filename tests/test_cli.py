@@ -194,11 +194,18 @@ def test_zoo_no_halves(error, code, zoo, monkeypatch, tmp_path, capsys):
     err = capsys.readouterr().err
     assert err.startswith('fastfold zoo: ') and err.count('\n')==1
 
+def test_zoo_merge(zoo, tmp_path, capsys):
+    pytest.importorskip('timm')
+    assert main('zoo repvgg_a0 resnet18 --size 32 --merge'.split())==0
+    rows = capsys.readouterr().out.splitlines()
+    assert '0 left, 22 sums merged, error' in rows[0] and 'merged' not in rows[1]
+
 def test_zoo_fuzz(zoo, monkeypatch, tmp_path, capsys):
     from fastfold import fuzz
     assert main('zoo --fuzz 3'.split())==0
     assert '3 networks, ' in (out := capsys.readouterr().out) and ', 0 failures\n' in out and not any(tmp_path.iterdir())
-    def wrong(net): raise AssertionError('it differs')
+    assert main('zoo --fuzz 3 --merge'.split())==0 and ', 0 failures\n' in capsys.readouterr().out
+    def wrong(net, merge): raise AssertionError('it differs')
     monkeypatch.setattr(fuzz, 'check', wrong)
     assert main('zoo --fuzz 2 --seed 7'.split())==1
     out,err = capsys.readouterr()

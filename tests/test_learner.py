@@ -8,7 +8,7 @@ with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     from fastai.vision.all import (BnFreeze, Callback, CancelFitException, ChannelsLast, CSVLogger, CutMix,
         EarlyStoppingCallback, Flatten, GradientAccumulation, GradientClip, Interpretation, MixUp, ModelToHalf, ParamScheduler, ReduceLROnPlateau,
-        SaveModelCallback, SchedCos, TerminateOnNaNCallback, set_seed)
+        SaveModelCallback, SchedCos, TerminateOnNaNCallback, load_learner, set_seed)
     from fastai.distributed import ParallelTrainer
 from fastfold.all import FoldCallback, FoldError
 from tiny_learner import bits, learner, picture, same, state
@@ -52,6 +52,31 @@ trainings = dict(
     cancelled=lambda l: l.fit(2, cbs=StopIn(CancelFitException('stop'))), cancelled_at_once=lambda l: l.fit(1, cbs=StopIn(CancelFitException('stop'))),
     best=lambda l: l.fit(2, cbs=SaveModelCallback()), best_opt=lambda l: l.fit(2, cbs=SaveModelCallback(with_opt=True)),
     logged=lambda l: l.fit(1, cbs=CSVLogger()))
+
+class Branches(nn.Module):
+    "A sum of linear layers of one value"
+    def __init__(self):
+        super().__init__()
+        self.a,self.b,self.n = nn.Conv2d(8, 8, 3, padding=1),nn.Conv2d(8, 8, 1),nn.BatchNorm2d(8)
+    def forward(self, x): return self.a(x) + self.b(x) + self.n(x)
+
+def test_merge(tmp_path):
+    "Merged when training ends; unmerged for the optimizer and for saving, and when training goes on"
+    ends,preds = [],[]
+    for cbs in [], [FoldCallback(merge=True)]:
+        learn = learner(tmp_path, *cbs)
+        learn.model.insert(1, Branches())
+        for _ in range(2): learn.fit(1)
+        if cbs: assert len(learn.fold_report.merged)==1 and list(dict(learn.model[1].named_modules()))==['', 'a']
+        learn.save('model')
+        assert torch.load(tmp_path/'models/model.pth', weights_only=False)['model'].keys()>={'1.a.weight', '1.n.weight'}
+        learn.load('model')
+        assert learn.is_folded==bool(cbs) and ('n' not in dict(learn.model[1].named_modules()) or not cbs)
+        learn.export('m.pkl')
+        preds += [learn.get_preds()[0], load_learner(tmp_path/'m.pkl').get_preds(dl=learn.dls.valid)[0]]
+        ends.append(state(learn))
+    same(*ends)
+    assert all(torch.allclose(p, preds[0], atol=1e-5) for p in preds)
 
 @pytest.mark.parametrize('name', trainings)
 def test_trains_as_without(name, tmp_path, capsys):
