@@ -6,7 +6,7 @@
 __all__ = ['MODES', 'without_norms', 'BenchRow', 'BenchResult', 'peak_memory', 'autocast', 'benchmark']
 
 # %% ../nbs/07_bench.ipynb #b203c659
-import copy, logging, math, os
+import copy, gc, logging, math, os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -278,6 +278,7 @@ def setting_of(device:torch.device)->str: # For people to read
 def peak_memory(call:Callable[[],object]) -> int: # Bytes
     "The most memory on the CPU that `call` holds at once for tensors"
     os.environ.setdefault('KINETO_LOG_LEVEL', '99') # the profiler's own log would go to the terminal
+    gc.collect() # or what is freed meanwhile counts as if it had never been held
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p: call()
     held = most = 0
     for e in p.profiler.kineto_results.events():
@@ -333,7 +334,8 @@ def benchmark(
     check_models(models, as_batch(xb, 1), mode)
     times,passes = {},{}
     with ExitStack() as stack:
-        for m in models.values(): stack.enter_context(evaluating(m))
+        for m in models.values():
+            if hasattr(m, 'training'): stack.enter_context(evaluating(m)) # a frozen script is in evaluation for good
         for b in batch_sizes:
             xs = as_batch(xb, b)
             if 'compile' in mode: torch.compiler.reset() # or it gives up on a network that it has seen with other weights and sizes
