@@ -286,6 +286,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'fastfold.learner.FoldCallback.before_train': ( 'learner.html#foldcallback.before_train',
                                                                                   'fastfold/learner.py'),
                                   'fastfold.learner.Learner.fold': ('learner.html#learner.fold', 'fastfold/learner.py'),
+                                  'fastfold.learner.Learner.fold_bench': ('learner.html#learner.fold_bench', 'fastfold/learner.py'),
                                   'fastfold.learner.Learner.fold_report': ('learner.html#learner.fold_report', 'fastfold/learner.py'),
                                   'fastfold.learner.Learner.is_folded': ('learner.html#learner.is_folded', 'fastfold/learner.py'),
                                   'fastfold.learner.Learner.unfold': ('learner.html#learner.unfold', 'fastfold/learner.py'),

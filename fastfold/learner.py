@@ -16,6 +16,7 @@ from fastai.basics import *
 from fastai.callback.hook import Hook
 from fastai.callback.schedule import LRFinder
 from .affine import FoldError
+from .bench import BenchResult, benchmark, without_norms
 from .distributed import is_shared, make_alike, plain_loader
 from .folder import BN_Folder, Change, place, restore
 from .normalize import let_agree, NormalizeFolder
@@ -243,3 +244,15 @@ def export(orig, self:Learner, fname='export.pkl', **kwargs):
         with only_for_inference(self): orig(self, f'{fname}.part', **kwargs)
         os.replace(part, self.path/fname)
     finally: part.unlink(missing_ok=True)
+
+# %% ../nbs/09_learner.ipynb #3baf234f
+@patch
+def fold_bench(self:Learner,
+    *xb, # Inputs of one example batch; two items of the validation set by default
+    **kwargs # Options of `benchmark`: `batch_sizes`, `rounds`, `min_time`, `mode`, `progress`
+) -> BenchResult: # Table as `.to_df()`, picture as `.plot()`
+    "Compare the latency of the model as it was trained, folded, and without norms; the learner stays as it is"
+    xb = xb or example_batch(self)
+    if not xb: raise FoldError("there are no data to run the model on (a loaded learner?): give a batch, as in learn.fold_bench(xb)")
+    with unfolded(self), hooks_emptied(get_model(self.model)): trained = deepcopy(get_model(self.model))
+    return benchmark(dict(trained=trained, folded=BN_Folder().fold(trained, *xb), floor=without_norms(trained)), xb, **kwargs)
