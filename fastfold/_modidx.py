@@ -228,6 +228,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'fastfold.folder.place': ('folder.html#place', 'fastfold/folder.py'),
                                  'fastfold.folder.placed': ('folder.html#placed', 'fastfold/folder.py'),
                                  'fastfold.folder.restore': ('folder.html#restore', 'fastfold/folder.py'),
+                                 'fastfold.folder.restore_block': ('folder.html#restore_block', 'fastfold/folder.py'),
                                  'fastfold.folder.shape_changes': ('folder.html#shape_changes', 'fastfold/folder.py'),
                                  'fastfold.folder.slots': ('folder.html#slots', 'fastfold/folder.py'),
                                  'fastfold.folder.sound_changes': ('folder.html#sound_changes', 'fastfold/folder.py')},

@@ -116,13 +116,19 @@ def place(model:nn.Module, changes:list[Change]) -> None:
     "Put `changes` into effect in `model`"
     for c in changes: c.put(model, c.new)
 
+def restore_block(model:nn.Module, c:Change) -> None:
+    "Take back what merging made of a module"
+    old,now = c.merges[0].region.layers[0].func.weight,c.merges[0].layer.weight
+    if (now.device,now.dtype)!=(old.device,old.dtype): c.old.to(now.device, now.dtype)
+    c.put(model, c.old)
+
 def restore(model:nn.Module, changes:list[Change]) -> None:
     "Take `changes` back: the very objects that were there before return, on the device and in the dtype that the model has now"
-    for c in [c for c in reversed(changes) if c.merges]: # first, as other changes are inside of them
-        old,now = c.merges[0].region.layers[0].func.weight,c.merges[0].layer.weight
-        if (now.device,now.dtype)!=(old.device,old.dtype): c.old.to(now.device, now.dtype)
-        c.put(model, c.old)
-    changes = [c for c in changes if not c.merges]
+    at = max((i for i,c in enumerate(changes) if c.merges), default=None)
+    if at is not None: # what came before may be inside of it
+        restore(model, changes[at+1:])
+        restore_block(model, changes[at])
+        return restore(model, changes[:at])
     olds = [(c.old, c.get(model)) for c in changes if c.kind=='_parameters' and c.old is not None]
     moved = [(old, now) for old,now in olds if (now.device,now.dtype)!=(old.device,old.dtype)]
     cast = next((now.dtype for old,now in moved if now.dtype!=old.dtype), None)

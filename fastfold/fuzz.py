@@ -102,7 +102,7 @@ def iadd(v, w):
     v += w
     return v
 terms = {'number': lambda v: 1-v*2, 'zero': lambda v: 0+v, 'neg': torch.neg, 'mul_': lambda v: v.mul_(2), 'relu': torch.relu, 'relu_': torch.relu_,
-    'size': lambda v: v*v.shape[-1], 'choose': lambda v: v if v.sum()>0 else -v}
+    'size': lambda v: v*v.shape[-1]}
 sums = {'add': torch.add, 'plus': lambda v,w: w+v, 'minus': lambda v,w: v-w, 'iadd': iadd, 'add_': lambda v,w: v.add_(w),
     'alpha': lambda v,w: torch.sub(v, w, alpha=.5)}
 

@@ -21,6 +21,7 @@ from typing import Any, Callable, Iterator
 import torch
 from torch import fx, nn, Tensor
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves
 from fastcore.basics import patch
 from .affine import Affine, LAYERS, NORMS, NormRule, exact, has_kind, rule_of
@@ -278,7 +279,8 @@ def noting(block:nn.Module, graph:fx.Graph, rec:Recorder, notes:dict[fx.Node,Val
 def paired(a:Flow, b:Flow) -> dict[Value,Value]|None: # What each value of `a` is in `b`; None if they differ
     "Do two records show the same, but for operations being in place?"
     res = {v:b.params[k] for k,v in a.params.items()}
-    def agree(vs, ws): return len(vs)==len(ws) and all(res.setdefault(v, w) is w for v,w in zip(vs, ws))
+    def alike(v, w): return res.setdefault(v, w) is w and (v.shape,v.dtype)==(w.shape,w.dtype)
+    def agree(vs, ws): return len(vs)==len(ws) and all(map(alike, vs, ws))
     def said(o): return o.name.rstrip('_'),[a for a in tree_leaves((o.args, o.kwargs)) if not isinstance(a, Value)]
     if len(a.ops)!=len(b.ops): return None
     for o,p in zip(a.ops, b.ops):
@@ -340,7 +342,7 @@ def hands_on(self:Finder, n:fx.Node, block:str) -> bool:
     "Does `n` surely return what it is given, or a parameter?"
     if n.op!='call_module': return n.op=='get_attr' or n.target in _handing_on
     m = self.plan.model.get_submodule(f'{block}.{n.target}')
-    return is_torch_own(type(m)) and not is_hooked(m)
+    return (isinstance(m, (nn.Identity, _DropoutNd)) or type(m) is nn.Sequential and not len(m)) and is_torch_own(type(m)) and not is_hooked(m)
 
 @patch
 def locate(self:Finder, m:Merge, flow:Flow, pairs:dict[Value,Value], notes:Notes) -> None:
@@ -354,7 +356,10 @@ def locate(self:Finder, m:Merge, flow:Flow, pairs:dict[Value,Value], notes:Notes
     nodes = {n:i for i,n in enumerate(m.graph.nodes)}
     if nodes[m.take]>min(nodes[at[v][0]] for v in (give, *inside)): raise Unmerged('written') # before, in another part
     m.gone = unneeded(m.give, m.take)
-    if any(n not in m.gone for v in inside for n in at[v]): raise Unmerged('users', op=r.ops[-1])
+    gone = set(m.gone)
+    if any(n not in gone for v in inside for n in at[v]): raise Unmerged('users', op=r.ops[-1])
+    def origin(n): return n if n is m.take or not self.hands_on(n, r.block) or not n.args else origin(n.args[0])
+    if any(origin(n) is not m.take for n in at[take] if not gone.isdisjoint(n.users)): raise Unmerged('hidden', name=r.block)
     made,known = {at[v][0] for v in {give, *inside}},{take, give, *inside, *(pairs[p] for p in self.params)}
     if not all(notes.get(n) in known and (n in made or self.hands_on(n, r.block)) for n in m.gone): raise Unmerged('number')
     if is_written(flow, take, give.producer): raise Unmerged('written')

@@ -360,6 +360,42 @@ def test_container():
     ends = Block(lambda m,x: (x, m.a(x)), a=conv(padding=1)),Block(lambda m,x: x[0] + x[1])
     refuses(nn.Sequential(*ends), why="different parts of '0'")
 
+def test_autocast():
+    "A context isn't part of a trace"
+    def f(m, x):
+        with torch.autocast('cpu', torch.bfloat16): y = m.a(x) + m.b(x)
+        return y.float()*m.c(x)
+    net = nn.Sequential(Block(f, a=conv(padding=1), b=conv(padding=1), c=conv(padding=1)), nn.ReLU()).eval()
+    folder = BN_Folder(merge=True, verify=False)
+    folded = folder.fold(net, images.float())
+    assert not folder.report.merged and torch.equal(folded(images.float()), net(images.float()))
+
+def test_reshaping_nothing():
+    "For a batch of vectors, flatten hands on what it is given, but not for others"
+    refuses(Block(lambda m,x: m.f(m.a(x)) + x, a=nn.Linear(4, 4), f=nn.Flatten()), batch(3, 4), why='size of the input')
+    merges(Block(lambda m,x: m.f(m.a(x)) + x, a=nn.Linear(4, 4), f=nn.Sequential()), batch(3, 4))
+
+def test_several_values():
+    "In and out"
+    def f(m, x): return m.inner((x, x.sin()))
+    def g(m, x):
+        x,y = x
+        return dict(a=m.a(y) + y, b=[x, m.n(x) + m.b(x)])
+    rep = merges(Block(lambda m,x: torch.cat([(y := f(m, x))['a'], *y['b']]), inner=Block(g, a=conv(padding=1), b=conv(k=1), n=nn.BatchNorm2d(4))), n=2)
+    assert {o.name for o in rep.merged}=={'0.inner.a', '0.inner.b'}
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = conv(padding=1)
+    def forward(self, x, y): return self.a(x) + y
+
+def test_one_value_twice():
+    "Two inputs that happen to be one value are still two"
+    refuses(Block(lambda m,x: m.inner(x, x), inner=Two()), why="can't be had")
+
+def test_forward_called(): merges(Block(lambda m,x: m.inner.forward(x).relu() + x, inner=Block(lambda m,x: m.a(x) + x, a=conv(padding=1))))
+
 def test_overflow():
     net = nn.Sequential(branches(conv(padding=1), conv(padding=1))).half().eval()
     for m in net[0].children(): m.weight.data.fill_(4e4)
@@ -427,6 +463,17 @@ def test_undo_after_moving():
     folder.unfold()
     assert all(p.dtype==torch.float32 for p in net.parameters()) and dict(net.named_modules())==old
     assert difference(want, [t.double() for t in tensors(net, images.float())])<1e-5
+
+def test_fold_again_in_place():
+    "The second time, a norm goes into what was merged the first time"
+    net = live(nn.Sequential(Block(lambda m,x: m.a(x) + x, a=nn.Sequential(conv(padding=1))), nn.BatchNorm2d(4), nn.ReLU()))
+    want,before,folder = tensors(net, images),state(net),BN_Folder(merge=True)
+    for n in 0,1:
+        folder.fold(net, images, inplace=True)
+        assert len(folder.report.folded)==n and difference(want, tensors(net, images))<1e-9
+    assert type(net[0].a) is nn.Conv2d
+    folder.unfold()
+    check_same(before, state(net))
 
 def test_training_flags():
     net = live(nn.Sequential(repvgg(), nn.ReLU())).train()
