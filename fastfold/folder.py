@@ -8,7 +8,7 @@ __all__ = ['BN_Folder']
 # %% ../nbs/06_folder.ipynb #059829f9
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Iterable, Iterator
 import logging, math, warnings
@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 from fastcore.basics import patch
 from .affine import exact, FoldError, LAYER_SCALES, LAYERS, LayerRule, NORMS, NormRule, rule_of
+from .changes import Change, copy_with, make_changes, place, restore, slots, sound_changes
 from .example import examples
 from .flow import ExampleError, fresh, run, tensors_in
 from .kernel import Unmerged
@@ -41,114 +42,6 @@ def check_model(model:nn.Module) -> None:
         for k,t in (*m._parameters.items(), *m._buffers.items()):
             if is_lazy(t): raise FoldError(f"{at} has no `{k}` yet ({type(m).__name__}): run the model once on a batch, then fold")
             if t is not None and t.is_meta: raise FoldError(f"{at} has its `{k}` on the meta device, without values: load the weights first")
-
-# %% ../nbs/06_folder.ipynb #57ef48af
-@dataclass(eq=False)
-class Change:
-    "One parameter, buffer or child module, as it was and as it will be"
-    owner:str # Name of the module that it belongs to
-    kind:str # '_parameters', '_buffers' or '_modules'
-    key:str # Its name there
-    old:Any
-    new:Any
-    merges:list[Merge]=field(default_factory=list) # What was merged in it, if it is a module with another forward
-
-    def slot(self, model:nn.Module) -> dict[str,Any]: return getattr(model.get_submodule(self.owner), self.kind)
-    def get(self, model:nn.Module) -> Any: return self.slot(model)[self.key]
-    def put(self, model:nn.Module, what:Any) -> None:
-        self.slot(model)[self.key] = what.to(self.get(model)) if self.kind=='_buffers' else what # a buffer set aside doesn't move with the model
-
-# %% ../nbs/06_folder.ipynb #f6c635f3
-def slots(model:nn.Module, kind:str) -> dict[int,list[tuple[str,str]]]: # id -> all (owner, key) where that object is registered
-    "Where each parameter or child module of `model` is registered; shared ones in several places"
-    res:dict[int,list[tuple[str,str]]] = {}
-    for n,m in model.named_modules():
-        for k,o in getattr(m, kind).items(): res.setdefault(id(o), []).append((n,k))
-    return res
-
-# %% ../nbs/06_folder.ipynb #5efa138e
-def new_parameters(plan:Plan) -> dict[nn.Module,dict[str,nn.Parameter]]: # layer -> its new 'weight' and 'bias'
-    "What the layers become that absorb something"
-    edits:dict[nn.Module,dict] = {}
-    for norm,home in plan.homes.items():
-        for e in home: edits.setdefault(e.layer, {})[norm] = e # several calls of a layer ask for the same
-    res = {}
-    for layer,es in edits.items():
-        m = rule_of(layer, plan.layers).map(layer)
-        for e in es.values(): getattr(m, f'absorb_{e.side}')(e.affine)
-        res[layer] = m.parameters()
-    return res
-
-# %% ../nbs/06_folder.ipynb #bbe05214
-def make_changes(plan:Plan) -> list[Change]:
-    "What has to change in the model to carry out `plan`"
-    names,params,children = plan.names,slots(plan.model, '_parameters'),slots(plan.model, '_modules')
-    new,res = dict[nn.Parameter,nn.Parameter](),list[Change]()
-    for layer,ps in new_parameters(plan).items():
-        for k,p in ps.items():
-            old = layer._parameters[k]
-            if old is None: res.append(Change(names[layer], '_parameters', k, None, p))
-            else: new.setdefault(old, p) # a shared parameter stays shared
-    for old,p in new.items(): res += [Change(n, '_parameters', k, old, p) for n,k in params[id(old)]]
-    for norm in plan.homes:
-        rest = rule_of(norm, plan.norms).rest(norm).train(norm.training)
-        res += [Change(n, '_modules', k, norm, rest) for n,k in children[id(norm)]]
-    return res
-
-# %% ../nbs/06_folder.ipynb #6e226a96
-def overflowing(plan:Plan, changes:list[Change]) -> dict[nn.Module,Reason]: # norm -> why it must be kept
-    "Norms that would make a weight overflow"
-    def finite(t): return t.sum(dtype=torch.float32).isfinite() or t.isfinite().all() # the sum is quicker, but may overflow itself
-    bad = {c.owner:c.new.dtype for c in changes if c.kind=='_parameters' and not finite(c.new)}
-    last = {e.op.name:norm for norm,home in plan.homes.items() for e in home} # layer -> the norm it absorbed last
-    return {last[n]:reason('overflow', name=n, dtype=str(dtype).split('.')[-1]) for n,dtype in bad.items() if n in last}
-
-def sound_changes(plan:Plan) -> tuple[Plan,list[Change]]: # The plan that is left, and its changes
-    "Make the changes of `plan`, less those that would overflow"
-    changes = make_changes(plan)
-    while bad := overflowing(plan, changes):
-        plan = plan.without(bad)
-        changes = make_changes(plan)
-    return plan,changes
-
-# %% ../nbs/06_folder.ipynb #d10a7541
-def place(model:nn.Module, changes:list[Change]) -> None:
-    "Put `changes` into effect in `model`"
-    for c in changes: c.put(model, c.new)
-
-def restore_block(model:nn.Module, c:Change) -> None:
-    "Take back what merging made of a module"
-    old,now = c.merges[0].region.layers[0].func.weight,c.merges[0].layer.weight
-    if (now.device,now.dtype)!=(old.device,old.dtype): c.old.to(now.device, now.dtype)
-    c.put(model, c.old)
-
-def restore(model:nn.Module, changes:list[Change]) -> None:
-    "Take `changes` back: the very objects that were there before return, on the device and in the dtype that the model has now"
-    at = max((i for i,c in enumerate(changes) if c.merges), default=None)
-    if at is not None: # what came before may be inside of it
-        restore(model, changes[at+1:])
-        restore_block(model, changes[at])
-        return restore(model, changes[:at])
-    olds = [(c.old, c.get(model)) for c in changes if c.kind=='_parameters' and c.old is not None]
-    moved = [(old, now) for old,now in olds if (now.device,now.dtype)!=(old.device,old.dtype)]
-    cast = next((now.dtype for old,now in moved if now.dtype!=old.dtype), None)
-    for old,now in moved: old.data = old.data.to(now)
-    for c in changes:
-        if moved and c.kind=='_modules': c.old.to(moved[-1][1].device, cast)
-    for c in reversed(changes): c.put(model, c.old)
-
-# %% ../nbs/06_folder.ipynb #a785d416
-def copy_with(model:nn.Module, changes:list[Change]) -> nn.Module:
-    "A deep copy of `model` in which `changes` have been made"
-    memo = {id(c.old):c.new for c in changes if c.old is not None}
-    try: res = deepcopy(model, memo)
-    except Exception as e: raise FoldError(
-        f"{type(model).__name__} can't be copied ({type(e).__name__}: {e}): use fold(..., inplace=True), which needs no copy") from e
-    place(res, [c for c in changes if c.old is None])
-    for c in changes:
-        if c.get(res) is not c.new: raise FoldError(
-            f"the copy of '{c.owner}' doesn't have what it should (a `__deepcopy__` of its own?): use fold(..., inplace=True), which needs no copy")
-    return res
 
 # %% ../nbs/06_folder.ipynb #4569dbfb
 def difference(

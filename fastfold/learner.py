@@ -18,7 +18,8 @@ from fastai.callback.schedule import LRFinder
 from .affine import FoldError
 from .bench import BenchResult, benchmark, without_norms
 from .distributed import is_shared, make_alike, plain_loader
-from .folder import BN_Folder, Change, place, restore
+from .changes import Change, place, restore
+from .folder import BN_Folder
 from .normalize import let_agree, NormalizeFolder
 from .report import FoldReport, headline
 

@@ -20,7 +20,8 @@ from .affine import Affine, exact, FoldError, NormRule
 from .distributed import plain_loader
 from .example import examples
 from .flow import run
-from .folder import BN_Folder, Change, count, place, restore
+from .changes import Change, place, restore
+from .folder import BN_Folder, count
 from .reasons import Reason, reason
 from .report import FoldReport, FoldRow
 
