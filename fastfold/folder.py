@@ -260,14 +260,15 @@ def _merge(self:BN_Folder, model:nn.Module, xb:tuple, kw:dict, verify:bool) -> t
     merges,rows,err = found.merges,found.refused,None
     if merges and verify:
         check = Check(replace(found.plan, homes={o.func:[] for m in merges for o in m.region.layers}), self.tol)
-        while merges and not check.passes(err := check.merge_error(merges)): rows.append(check.blame_merge(merges, err))
+        while merges and not check.passes(off := check.merge_error(merges)): rows.append(check.blame_merge(merges, off))
+        err = off
     return block_changes(model, merges),[m.row for m in merges] + rows,err
 
 def merged_rows(rows:list[FoldRow], sums:list[MergeRow]) -> list[FoldRow]:
     "`rows`, with the layers that norms are in after merging"
     new = {n:o.name for o in sums if not o.reason for n in o.members}
     def into(o): return [new[o.name]] if o.name in new else list(dict.fromkeys(new.get(n, n) for n in o.into))
-    return [replace(o, into=into(o), reason='' if o.name in new else o.reason) for o in rows]
+    return [replace(o, into=into(o), **dict(reason='', todo='') if o.name in new else {}) for o in rows]
 
 # %% ../nbs/06_folder.ipynb #bd197174
 def count(model:nn.Module) -> int: return sum(p.numel() for p in model.parameters())
@@ -281,7 +282,7 @@ def plan(self:BN_Folder,
 ) -> FoldReport:
     "What `fold` would do, without doing it"
     plan,changes = sound_changes(self._make_plan(model, xb, kw or {}))
-    before,sums = count(model),[]
+    before,sums = count(model),list[MergeRow]()
     with placed(model, changes):
         if self.merge:
             merged,sums,_ = self._merge(model, *self._example(plan, xb, kw or {}), verify=False)

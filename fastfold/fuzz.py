@@ -101,9 +101,10 @@ class Factor(nn.Module):
 def iadd(v, w):
     v += w
     return v
-terms = {'number': lambda v: 1-v*2, 'zero': lambda v: 0+v, 'neg': torch.neg, 'mul_': lambda v: v.mul_(2), 'relu': torch.relu, 'relu_': torch.relu_,
+terms:dict[str,Callable] = {
+    'number': lambda v: 1-v*2, 'zero': lambda v: 0+v, 'neg': torch.neg, 'mul_': lambda v: v.mul_(2), 'relu': torch.relu, 'relu_': torch.relu_,
     'size': lambda v: v*v.shape[-1]}
-sums = {'add': torch.add, 'plus': lambda v,w: w+v, 'minus': lambda v,w: v-w, 'iadd': iadd, 'add_': lambda v,w: v.add_(w),
+sums:dict[str,Callable] = {'add': torch.add, 'plus': lambda v,w: w+v, 'minus': lambda v,w: v-w, 'iadd': iadd, 'add_': lambda v,w: v.add_(w),
     'alpha': lambda v,w: torch.sub(v, w, alpha=.5)}
 
 def new_branch(
@@ -283,7 +284,7 @@ def check(
     want = [outputs(net, x) for x in xs]
     plan = folder.plan(net, xs[0])
     folded = folder.fold(net, xs[0])
-    assert plan==folder.report, f'planned: {plan} {plan.sums}\nfolded: {folder.report} {folder.report.sums}'
+    assert plan==folder.report, f'planned: {vars(plan)}\nfolded: {vars(folder.report)}'
     for x,w in zip(xs, want): assert difference(w, outputs(folded, x))<1e-9, str(folder.report)
     check_undo(net, merge)
     return folder.report

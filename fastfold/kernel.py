@@ -9,6 +9,7 @@ __all__ = ['UNMERGED', 'Unmerged', 'Kernel', 'kernel_of', 'merged_layer', 'ident
 # %% ../nbs/05b_kernel.ipynb #74f11597
 from dataclasses import dataclass, replace
 from math import gcd, prod
+from typing import Any
 import torch
 from torch import nn, Tensor
 from .affine import Affine, exact, grouped
@@ -68,7 +69,7 @@ class Kernel:
 
 # %% ../nbs/05b_kernel.ipynb #8bc68b30
 def kernel_of(
-    layer:nn.Module, # A Linear or convolution
+    layer:Any, # A Linear or convolution
     name:str='the layer' # How an error names it
 ) -> Kernel:
     "What `layer` adds up"
@@ -84,14 +85,15 @@ def kernel_of(
 
 # %% ../nbs/05b_kernel.ipynb #c75cd22e
 def merged_layer(
-    base:nn.Module, # The layer to resemble: in dtype, device, memory format, `requires_grad` and training flag
+    base:Any, # The layer to resemble: in dtype, device, memory format, `requires_grad` and training flag
     k:Kernel
 ) -> nn.Module: # A Linear or convolution
     "A layer that does what `k` says"
     old,out,has_bias = base.weight,len(k.bias),bool(k.bias.any())
+    new:nn.Module
     if isinstance(base, nn.Linear): new = nn.Linear(k.weight.shape[1], out, has_bias, device='meta')
     else:
-        cls = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(k.size)]
+        cls:Any = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(k.size)]
         new = cls(k.weight.shape[1]*k.groups, out, k.size, k.stride, k.padding, k.dilation, k.groups, has_bias, k.mode, device='meta')
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(old.ndim)
     kw = dict(memory_format=last) if last and not old.is_contiguous() and old.is_contiguous(memory_format=last) else {}

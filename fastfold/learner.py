@@ -254,6 +254,6 @@ def fold_bench(self:Learner,
 ) -> BenchResult: # Table as `.to_df()`, picture as `.plot()`
     "Compare the latency of the model as it was trained, folded, and without norms; the learner stays as it is"
     xb = xb or example_batch(self)
-    if not xb: raise FoldError("there are no data to run the model on (a loaded learner?): give a batch, as in learn.fold_bench(xb)")
+    if not xb: raise FoldError("`learn.dls` has no data to run the model on (a loaded learner?): give a batch, as in learn.fold_bench(xb)")
     with unfolded(self), hooks_emptied(get_model(self.model)): trained = deepcopy(get_model(self.model))
     return benchmark(dict(trained=trained, folded=BN_Folder().fold(trained, *xb), floor=without_norms(trained)), xb, **kwargs)

@@ -11,7 +11,7 @@ __all__ = ['Notes', 'Region', 'multiplications', 'module_state', 'traced', 'plai
 from collections import defaultdict
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from inspect import Parameter, signature
 from math import prod
@@ -97,11 +97,12 @@ def problem(self:Finder, region:Region) -> Keep|None:
         except Keep as e: return e
     for v in region.inside:
         if v.escape or not set(region.ops).issuperset(v.users): return Unmerged('users', op=v.producer)
+    return None
 
 @patch
 def region(self:Finder, result:Value) -> Region|None: # None if it isn't a sum of maps of one value
     "What makes `result` out of the last value that all of it comes from"
-    ops,todo,has_layer,has_sum = [],{result},False,False
+    ops,todo,has_layer,has_sum = list[Op](),{result},False,False
     while True:
         value = max(todo, key=lambda v: self.order.get(v.producer, -1))
         if len(todo)==1 and has_layer and has_sum: return Region(value, result, ops[::-1])
@@ -292,7 +293,7 @@ Notes = dict[fx.Node,Value]
 @patch
 def replay(self:Finder, graphs:dict[str,fx.Graph], args:tuple, kwargs:dict) -> tuple[Flow,dict[Value,Value],Notes]|None: # None if they do other things
     "A pass in which some modules run as `graphs`"
-    model,notes = self.plan.model,{}
+    model,notes = self.plan.model,Notes()
     rec = Recorder(model, self.is_leaf)
     try:
         with ExitStack() as stack:
@@ -314,12 +315,12 @@ class Merge:
     name:str='' # Of the new layer, in that module
     take:fx.Node|None=None # What goes in
     give:fx.Node|None=None # What comes out
-    gone:list[fx.Node]|None=None # What isn't needed any more, last first
+    gone:list[fx.Node]=field(default_factory=list) # What isn't needed any more, last first
 
     @property
     def row(self) -> MergeRow:
-        saved = dict(multiplications=self.before-self.after, operations=len(self.region.ops)-1)
-        return MergeRow(f'{self.region.block}.{self.name}', type(self.layer).__name__, self.region.members, **saved)
+        name,kind,fewer = f'{self.region.block}.{self.name}',type(self.layer).__name__,len(self.region.ops)-1
+        return MergeRow(name, kind, self.region.members, multiplications=self.before-self.after, operations=fewer)
 
 # %% ../nbs/05c_merge.ipynb #04156681
 def unneeded(give:fx.Node, take:fx.Node) -> list[fx.Node]: # Last first
@@ -377,7 +378,7 @@ def merge(self:Finder, r:Region) -> Merge:
 @patch
 def candidates(self:Finder) -> tuple[list[Merge],list[tuple[Region,Reason]]]: # And what was refused, with the reason
     "The largest regions that can be merged, the last first"
-    merges,refused,taken = [],[],set()
+    merges,refused,taken = list[Merge](),list[tuple[Region,Reason]](),set[Op]()
     for op in self.plan.flow.ops[::-1]:
         if op in taken or self.kind(op) not in ('sum', 'norm', 'factor'): continue
         r = self.region(op.outputs[0])
@@ -418,7 +419,7 @@ def lost(block:nn.Module, new:nn.Module, merges:list[Merge]) -> list[str]: # The
     "Parameters and buffers of `block` that are neither in `new` nor merged"
     def tensors(m): return [*m.named_parameters(), *m.named_buffers()]
     merged = {id(t) for m in merges for o in m.region.ops if isinstance(o.func, nn.Module) for _,t in tensors(o.func)}
-    merged |= {id(attrgetter(n.target)(block)) for m in merges for n in m.gone if n.op=='get_attr'}
+    merged |= {id(attrgetter(str(n.target))(block)) for m in merges for n in m.gone if n.op=='get_attr'}
     kept = {id(t) for _,t in tensors(new)}
     return [n for n,t in tensors(block) if id(t) not in kept|merged]
 
@@ -427,7 +428,7 @@ def rewritten(
     merges:list[Merge] # All of this block
 ) -> fx.GraphModule: # It shares with `block` all that is not merged
     "`block` with one layer in place of each region"
-    graph,nodes,root = fx.Graph(),{},{m.name:m.layer for m in merges}
+    graph,nodes,root = fx.Graph(),dict[Any,Any](),{m.name:m.layer for m in merges}
     graph.output(graph.graph_copy(merges[0].graph, nodes))
     for m in merges:
         with graph.inserting_before(nodes[m.give]): new = graph.call_module(m.name, (nodes[m.take],))
@@ -453,7 +454,7 @@ def agreeing(self:Finder, graphs:dict[str,fx.Graph], args:tuple, kwargs:dict) ->
     "As many of `graphs` as can run in place of their modules, all together"
     found = self.replay(graphs, args, kwargs) if graphs else None
     if found or len(graphs)<2: return graphs if found else {},found
-    names,good = list(graphs),{}
+    names,good = list(graphs),dict[str,fx.Graph]()
     for part in names[::2],names[1::2]: good |= self.agreeing({n:graphs[n] for n in part}, args, kwargs)[0]
     return good,self.replay(good, args, kwargs) if good else None
 

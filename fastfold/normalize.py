@@ -150,7 +150,7 @@ def changes_in(folder:BN_Folder) -> list[Change]:
     return [replace(c, owner=c.owner[len('model.'):]) for c in folder.changes if c.kind=='_parameters']
 
 # %% ../nbs/06b_normalize.ipynb #1bbf5c70
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class DataChange(Change):
     "The mean and std of a `Normalize`, as they were and as they will be"
     nrm:Normalize
@@ -225,7 +225,7 @@ def _fold_input(self:NormalizeFolder, model:nn.Module, xb:list, kw:dict|None) ->
     n,folder,rows = self._fold_most(same_norm([input_norm(nrms[0], xb[i]) for i in at]), model, xb, kw, at)
     if not rows[-1].into: return rows,[],xb,None
     new = torch.zeros_like(nrms[0].mean) if n.mean.any() else nrms[0].mean,torch.ones_like(nrms[0].std)
-    data = [DataChange('', 'data', f'Normalize.{i}', (o.mean, o.std), new, o, self.taken) for i,o in enumerate(nrms)]
+    data = [DataChange('', 'data', f'Normalize.{i}', (o.mean, o.std), new, nrm=o, taken=self.taken) for i,o in enumerate(nrms)]
     return rows,[*changes_in(folder), *data],[n.inverse(x) if i in at else x for i,x in enumerate(xb)],folder.report
 
 # %% ../nbs/06b_normalize.ipynb #865af2ec

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from html import escape
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Sequence
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,7 +115,7 @@ def general(reason:str)->str: # With '…' for each name, and without places
     return quoted.sub("'…'", re.sub(" in '[^']*'", '', reason))
 
 def by_reason(
-    rows:list[FoldRow]|list[MergeRow], # Folded rows, if any, come under the reason ''
+    rows:Sequence[FoldRow|MergeRow], # Folded rows, if any, come under the reason ''
 )->list[tuple[str,list[int]]]: # (reason, positions in `rows`), commonest first
     "Positions of the rows that share a reason, but for the names in it"
     res:dict[str,list[int]] = {}
