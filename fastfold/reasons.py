@@ -47,7 +47,7 @@ def either(back:str, ahead:str) -> str:
     helps = [o for o in todos if not o.startswith('nothing')]
     return ', or '.join(helps) or ', and '.join(todos[:1] + [o.removeprefix('nothing: ') for o in todos[1:]])
 
-def filled(what:str, todo:str, **kwargs) -> Reason: # what, todo: with fields for `kwargs`
+def filled(what:str, todo:str, /, **kwargs) -> Reason: # what, todo: with fields for `kwargs`
     "The reason `what`, about which `todo` can be done"
     res = Reason(what.format(**kwargs))
     res.todo = todo.format(**kwargs)

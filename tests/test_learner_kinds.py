@@ -70,8 +70,8 @@ def text():
 def plain(arch, **kwargs): return lambda: Learner(pictures(), arch(n_out=2, **kwargs), loss_func=CrossEntropyLossFlat())
 
 alone = 'the example batch never runs it'
-hooked = "its input can't change: a hook on '.*' sees it, and its output goes into relu in '.*'" # a U-Net keeps what it concatenates later
-between = "its input is made by relu in '.*', and its output goes into relu in '.*'"
+hooked = "its input can't change: a hook on '.*' sees it, and its output goes into ReLU in '.*'" # a U-Net keeps what it concatenates later
+between = "its input is made by ReLU in '.*', and its output goes into ReLU in '.*'"
 kinds = { # what makes it, number of norms, reasons of those left
     'vision': (vision(resnet18), 22, []), 'vision-mobilenet': (vision(mobilenet_v3_small), 36, []), 'vision-xresnet': (vision(xresnet18), 24, []),
     'vision-timm': (vision('mobilenetv3_small_050'), 36, []), 'vision-timm-never-run': (vision('mobilenetv4_conv_small'), 48, [alone]),
