@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Iterable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 import logging, math, warnings
 import torch
 from torch import nn, Tensor
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 from fastcore.basics import patch
 from .affine import exact, FoldError, LAYER_SCALES, LAYERS, LayerRule, NORMS, NormRule, rule_of
 from .changes import Change, copy_with, make_changes, place, restore, slots, sound_changes
-from .example import examples
+from .example import examples, inferred
 from .flow import ExampleError, fresh, run, tensors_in
 from .kernel import Unmerged
 from .merge import Merge, by_block, find_merges, refused_row, rewritten
@@ -132,15 +132,20 @@ def placed(model:nn.Module, changes:list[Change]) -> Iterator[nn.Module]:
     try: yield model
     finally: restore(model, changes)
 
+def first_bad(n:int, good:Callable[[int],bool]) -> int: # Its position
+    "Which of `n` things is the first that may not be among them, where all `n` together are bad, found by bisection"
+    low,high = 0,n
+    while high-low>1:
+        mid = (low+high)//2
+        low,high = (mid,high) if good(mid) else (low,mid)
+    return low
+
 @patch
 def blame(self:Check, err:float) -> dict[nn.Module,Reason]: # The norm, and the reason to keep it
     "The first norm whose fold makes the output differ by more than rounding, found by bisection"
-    good,bad = 0,len(self.plan.homes)
-    while bad-good>1:
-        n = (good+bad)//2
-        with placed(self.plan.model, make_changes(self.plan.first(n))) as m: e = self.error(m)
-        good,bad = (n,bad) if self.passes(e) else (good,n)
-    norm = list(self.plan.homes)[good]
+    def good(n):
+        with placed(self.plan.model, make_changes(self.plan.first(n))) as m: return self.passes(self.error(m))
+    norm = list(self.plan.homes)[first_bad(len(self.plan.homes), good)]
     why,name = reason('disagrees', err=err),self.plan.names[norm]
     warnings.warn(f"'{name}' is kept: {why}. Please report this, with the model")
     return {norm:why}
@@ -232,11 +237,8 @@ def merge_error(self:Check, merges:list[Merge]) -> float:
 @patch
 def blame_merge(self:Check, merges:list[Merge], err:float) -> MergeRow: # The reason
     "The first of `merges` that makes the output differ by more than rounding, found by bisection, is taken out of them"
-    good,bad = 0,len(merges)
-    while bad-good>1:
-        n = (good+bad)//2
-        good,bad = (n,bad) if self.passes(self.merge_error(merges[:n])) else (good,n)
-    row = refused_row(merges.pop(good).region, Unmerged('disagrees', err=err).reason)
+    at = first_bad(len(merges), lambda n: self.passes(self.merge_error(merges[:n])))
+    row = refused_row(merges.pop(at).region, Unmerged('disagrees', err=err).reason)
     warnings.warn(f"what '{row.name}' adds up is not merged: {row.reason}. Please report this, with the model")
     return row
 
@@ -247,10 +249,7 @@ def _example(self:BN_Folder, plan:Plan, xb:tuple, kw:dict) -> tuple[tuple,dict]:
     for p in plan.flow.passes:
         if not p.name: return p.args,p.kwargs
     if xb or kw: return xb,kw
-    for xb in examples(plan.model):
-        try: run(plan.model, xb)
-        except Exception: continue
-        return xb,{}
+    if xb := inferred(plan.model): return xb,{}
     raise FoldError(f"no example batch could be inferred for {type(plan.model).__name__}, and merging needs one: give one, as in fold(model, xb)")
 
 @patch

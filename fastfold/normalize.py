@@ -18,8 +18,7 @@ from fastai.data.transforms import Normalize
 from fastai.torch_core import no_random
 from .affine import Affine, exact, FoldError, NormRule
 from .distributed import plain_loader
-from .example import examples
-from .flow import run
+from .example import inferred
 from .changes import Change, place, restore
 from .folder import BN_Folder, count
 from .reasons import Reason, reason
@@ -229,14 +228,6 @@ def _fold_input(self:NormalizeFolder, model:nn.Module, xb:list, kw:dict|None) ->
     return rows,[*changes_in(folder), *data],[n.inverse(x) if i in at else x for i,x in enumerate(xb)],folder.report
 
 # %% ../nbs/06b_normalize.ipynb #865af2ec
-def inferred(model:nn.Module) -> list[Tensor]: # Empty if there is none
-    "Inputs that `model` takes"
-    for xb in examples(model):
-        try: run(model, xb)
-        except Exception: continue
-        return list(xb)
-    return []
-
 @patch
 @torch.inference_mode(False)
 def fold(self:NormalizeFolder,
@@ -246,7 +237,7 @@ def fold(self:NormalizeFolder,
     inplace:bool=True # It can't be otherwise
 ) -> nn.Module: # `model`
     "Fold the normalization of the data into `model`, and every norm that has an exact home"
-    new = list(xb) or inferred(model)
+    new = list(xb or inferred(model))
     before,rows,changes,first = count(model),list[FoldRow](),list[Change](),None
     try: rows,changes,new,first = self._fold_input(model, new, kw)
     except FoldError as e: rows = [refused(str(e))]

@@ -207,16 +207,24 @@ def kept_html(
     return title + table_html(['count','because','norms' if what=='kept' else 'sums'], rows)
 
 # %% ../nbs/04_report.ipynb #09b7aa9f
+def done_html(
+    what:str, # Was done
+    header:list[str], # Plain text
+    rows:list[list[str]], # HTML, a list of cells per row
+    most:int, # Show up to so many without a click
+)->str: # HTML, '' if there are no rows
+    "Table of what was done, behind a click if it is long"
+    if not rows: return ''
+    summary = f'<summary>{mark_html("folded")} <b>{len(rows)} {what}</b></summary>\n'
+    return f'<details{" open" if len(rows)<=most else ""}>{summary}' + table_html(header, rows) + '</details>'
+
 def folded_html(
     folded:list[FoldRow], # Rows without a reason
     most:int=8, # Show up to so many without a click
 )->str: # HTML, '' if nothing was folded
     "Table of the folded norms, in order of execution"
-    if not folded: return ''
     rows = [[names_html([o.name]), escape(o.kind), names_html(o.into, most=3)] for o in folded]
-    summary = f'<summary>{mark_html("folded")} <b>{len(folded)} folded</b></summary>\n'
-    opened = ' open' if len(folded)<=most else ''
-    return f'<details{opened}>{summary}' + table_html(['norm','kind','into'], rows) + '</details>'
+    return done_html('folded', ['norm','kind','into'], rows, most)
 
 # %% ../nbs/04_report.ipynb #11c09154
 def merged_html(
@@ -224,11 +232,8 @@ def merged_html(
     most:int=8, # Show up to so many without a click
 )->str: # HTML, '' if nothing was merged
     "Table of the merged layers, with what they replace and save"
-    if not merged: return ''
     rows = [[names_html([o.name]), escape(o.kind), names_html(o.members), f'{o.multiplications:,}', str(o.operations)] for o in merged]
-    summary = f'<summary>{mark_html("folded")} <b>{len(merged)} merged</b></summary>\n'
-    opened = ' open' if len(merged)<=most else ''
-    return f'<details{opened}>{summary}' + table_html(['layer','kind','in place of','multiplications saved','calls saved'], rows) + '</details>'
+    return done_html('merged', ['layer','kind','in place of','multiplications saved','calls saved'], rows, most)
 
 # %% ../nbs/04_report.ipynb #4c23a20e
 def report_html(report:FoldReport)->str: # HTML without a page around it
