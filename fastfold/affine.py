@@ -188,8 +188,10 @@ def drop_and_act(norm:Any) -> nn.Module: # A copy; Identity if there is neither
 class NormRule:
     "How a type of norm is taken apart"
     affine:Callable[[Any,str],Affine]=norm_affine # norm, name -> what it does in evaluation
-    axis:int=1 # The axis of its channels
+    axis:int|Callable[[Any],int]=1 # The axis of its channels, or norm -> that axis
     rest:Callable[[Any],nn.Module]=lambda norm: nn.Identity() # norm -> what takes its place
+
+    def axis_of(self, norm:Any) -> int: return self.axis if isinstance(self.axis, int) else self.axis(norm)
 
 NORMS:dict[type|str,NormRule] = {
     nn.InstanceNorm1d: NormRule(axis=-2), nn.InstanceNorm2d: NormRule(axis=-3), nn.InstanceNorm3d: NormRule(axis=-4),

@@ -17,15 +17,16 @@ from torch import nn, Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 from fastcore.basics import patch
-from .affine import exact, FoldError, LAYER_SCALES, LAYERS, LayerRule, NORMS, NormRule, rule_of
-from .changes import Change, copy_with, make_changes, place, restore, slots, sound_changes
+from .affine import exact, FoldError, LAYERS, LayerRule, NORMS, NormRule, rule_of
+from .changes import block_changes, Change, copy_with, make_changes, place, restore, slots, sound_changes
 from .example import examples, inferred
 from .flow import ExampleError, fresh, run, tensors_in
 from .kernel import Unmerged
-from .merge import Merge, by_block, find_merges, refused_row, rewritten
+from .merge import Merge, find_merges, refused_row
 from .plan import Plan, make_plan, norms_of
 from .reasons import Reason, reason
 from .report import FoldReport, FoldRow, MergeRow, some_names
+from .scales import LayerScale, SCALES
 
 # %% ../nbs/06_folder.ipynb #d2ccbfbd
 log = logging.getLogger('fastfold')
@@ -63,14 +64,14 @@ def disagreement(expected:Any, got:Any) -> float:
 
 # %% ../nbs/06_folder.ipynb #dfe7c1f8
 @contextmanager
-def nudged(norms:list[nn.Module], eps:float) -> Iterator[None]:
-    "Change the input of each norm by a random relative `eps` or less, wherever it runs"
+def nudged(modules:list[nn.Module], eps:float) -> Iterator[None]:
+    "Change the input of each of `modules` by a random relative `eps` or less, wherever it runs"
     def nudge(m, args):
         g = torch.Generator(args[0].device).manual_seed(0)
         noise = torch.rand(args[0].shape, generator=g, device=args[0].device)*2-1
         size = max(eps, torch.finfo(args[0].dtype).eps) # coarser under autocast
         return (args[0] + args[0]*(noise*size).to(args[0].dtype), *args[1:])
-    hooks = [m.register_forward_pre_hook(nudge) for m in norms]
+    hooks = [m.register_forward_pre_hook(nudge) for m in modules]
     try: yield
     finally:
         for h in hooks: h.remove()
@@ -115,7 +116,8 @@ def floor(self:Check) -> float:
         if (again := self.error(model))>32*self.eps: raise FoldError(
             f"{type(model).__name__} returns something else each time it runs (relative difference {again:.0e}), so a fold of it can't be verified: "
             "make it deterministic in evaluation, or use BN_Folder(verify=False)")
-        with nudged(list(self.plan.homes), self.eps): self._floor = self.error(model)
+        inputs = [m for norm,home in self.plan.homes.items() for m in ([e.layer for e in home] if isinstance(norm, LayerScale) else [norm])]
+        with nudged(list(dict.fromkeys(inputs)), self.eps): self._floor = self.error(model)
     return self._floor
 
 @patch
@@ -160,7 +162,8 @@ def twin(self:Check) -> Check:
     args,kwargs = (exactly(main[0].args), exactly(main[0].kwargs)) if main else (None, None)
     new = make_plan(model, args, kwargs, plan.norms, plan.layers, into=plan.into, forward=plan.forward)
     kept = {plan.names[m] for m in plan.all_norms if m not in plan.homes}
-    return Check(new.without({m:Reason() for m in new.homes if new.names[m] in kept}), self.tol, is_twin=True)
+    new = replace(new.without({m:Reason() for m in new.homes if new.names[m] in kept}), cuts=plan.cuts)
+    return Check(new, self.tol, is_twin=True)
 
 @patch
 def verdict(self:Check, err:float) -> tuple[dict[nn.Module,Reason],float]: # The norms to keep, with the reason, and the difference that counts
@@ -185,13 +188,13 @@ class BN_Folder:
         layers:Iterable[type]|None=None, # The only types of layer to fold into; all there are rules for by default
         handlers:dict[type|str,NormRule|LayerRule]|None=None, # Rules for further types of norm or layer, or in place of those there are
         forward:bool=True, # Also fold into the layers after a norm?
-        layer_scale:bool=False, # Also fold timm's LayerScale, a multiplication of each channel by a parameter?
+        layer_scale:bool=False, # Also fold what multiplies each channel by a parameter, as ConvNeXt's layer scale?
         merge:bool=False, # Also make one layer of parallel ones that are added up? That rewrites the forward of modules
         verify:bool=True, # Compare the folded model with the original on the example batch?
         tol:float|None=None # Largest relative difference that verification allows; by default, what rounding explains
     ):
         handlers = handlers or {}
-        self.norms = NORMS | (LAYER_SCALES if layer_scale else {}) | {k:v for k,v in handlers.items() if isinstance(v, NormRule)}
+        self.norms = NORMS | (SCALES if layer_scale else {}) | {k:v for k,v in handlers.items() if isinstance(v, NormRule)}
         self.layers = LAYERS | {k:v for k,v in handlers.items() if isinstance(v, LayerRule)}
         self.into,self.forward,self.merge,self.verify,self.tol = tuple(layers or ()),forward,merge,verify,tol
         self.report:FoldReport|None = None # What the last `fold` or `plan` found
@@ -206,7 +209,7 @@ def _make_plan(self:BN_Folder, model:nn.Module, args:tuple, kwargs:dict) -> Plan
     "A plan from the example batch, or from one that is inferred, or from what can be run alone"
     check_model(model)
     make = partial(make_plan, model, norms=self.norms, layers=self.layers, into=self.into, forward=self.forward)
-    if args or kwargs or not norms_of(model, self.norms): return make(args, kwargs)
+    if args or kwargs or not (norms_of(model, self.norms) or LayerScale in self.norms): return make(args, kwargs)
     cause = None
     for xb in examples(model):
         try: return make(xb)
@@ -216,23 +219,10 @@ def _make_plan(self:BN_Folder, model:nn.Module, args:tuple, kwargs:dict) -> Plan
     raise FoldError(f"no example batch could be inferred for {type(model).__name__}: give one, as in fold(model, xb)") from cause
 
 # %% ../nbs/06_folder.ipynb #008feb53
-def block_changes(model:nn.Module, merges:list[Merge]) -> list[Change]: # They are in effect when this returns
-    "Rewrite the modules that `merges` are in"
-    res = []
-    for name,ms in by_block(merges).items():
-        old = model.get_submodule(name)
-        new,places = rewritten(old, ms),slots(model, '_modules')[id(old)]
-        changes = [Change(n, '_modules', k, old, new, ms) for n,k in places]
-        place(model, changes)
-        res += changes
-    return res
-
 @patch
 def merge_error(self:Check, merges:list[Merge]) -> float:
     "How much merging changes the output"
-    changes = block_changes(self.plan.model, merges)
-    try: return self.error(self.plan.model)
-    finally: restore(self.plan.model, changes)
+    with placed(self.plan.model, block_changes(self.plan.model, merges)) as m: return self.error(m)
 
 @patch
 def blame_merge(self:Check, merges:list[Merge], err:float) -> MergeRow: # The reason
@@ -261,7 +251,8 @@ def _merge(self:BN_Folder, model:nn.Module, xb:tuple, kw:dict, verify:bool) -> t
         check = Check(replace(found.plan, homes={o.func:[] for m in merges for o in m.region.layers}), self.tol)
         while merges and not check.passes(off := check.merge_error(merges)): rows.append(check.blame_merge(merges, off))
         err = off
-    return block_changes(model, merges),[m.row for m in merges] + rows,err
+    place(model, changes := block_changes(model, merges))
+    return changes,[m.row for m in merges] + rows,err
 
 def merged_rows(rows:list[FoldRow], sums:list[MergeRow]) -> list[FoldRow]:
     "`rows`, with the layers that norms are in after merging"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Notes', 'Region', 'multiplications', 'module_state', 'traced', 'plain', 'noting', 'paired', 'Merge', 'unneeded',
-           'is_written', 'free_name', 'name_all', 'by_block', 'lost', 'rewritten', 'as_module', 'Found', 'find_merges',
-           'refused_row']
+           'is_written', 'free_name', 'name_all', 'by_block', 'lost', 'rewritten', 'as_module', 'Found', 'finder_of',
+           'find_merges', 'refused_row', 'find_cuts']
 
 # %% ../nbs/05c_merge.ipynb #9e9fdaca
 from collections import defaultdict
@@ -28,8 +28,9 @@ from .affine import Affine, LAYERS, NORMS, NormRule, exact, has_kind, rule_of
 from .flow import Flow, Op, Recorder, Value, evaluating, is_hooked, is_torch_own, record
 from .kernel import Kernel, Unmerged, added, composed, identity_kernel, kernel_of, merged_layer, scaled
 from .plan import Plan, is_computed
-from .reasons import Keep, Reason
+from .reasons import Keep, Reason, reason
 from .report import MergeRow
+from .scales import scale_calls, ScaleCall
 from .through import coefficients, functions
 
 # %% ../nbs/05c_merge.ipynb #15dea7bb
@@ -139,7 +140,7 @@ def own_affine(self:Finder, op:Op, axis:int) -> Affine: # axis: of the channels
     "What a norm or a factor does to each channel"
     value,n = self.values(op)[0],len(self.values(op)[0].shape)
     if isinstance(op.func, nn.Module):
-        if rule_of(op.func, self.plan.norms).axis%n!=axis: raise Unmerged('axis', op=op)
+        if rule_of(op.func, self.plan.norms).axis_of(op.func)%n!=axis: raise Unmerged('axis', op=op)
         return self.plan.map_of(op.func)
     p = next(v for v in op.inputs if v in self.params)
     factor = self.tensor(p).expand(value.shape)
@@ -209,7 +210,7 @@ def traced(
     is_leaf:Callable[[nn.Module,str],bool] # part, name in `block` -> is it to be taken as a whole?
 ) -> fx.Graph:
     "The forward of `block`, if it is the same for all inputs and does nothing but return something"
-    if any(getattr(type(block), k) is not getattr(nn.Module, k) for k in ('__call__', '_call_impl', '__getattr__')):
+    if not isinstance(block, fx.GraphModule) and any(getattr(type(block), k) is not getattr(nn.Module, k) for k in ('__call__', '_call_impl', '__getattr__')):
         raise Unmerged('class', name=name, kind=type(block).__name__)
     ps = signature(block.forward).parameters.values()
     if any(p.kind is not Parameter.POSITIONAL_OR_KEYWORD or p.default is not Parameter.empty for p in ps): raise Unmerged('signature', name=name)
@@ -308,7 +309,7 @@ def replay(self:Finder, graphs:dict[str,fx.Graph], args:tuple, kwargs:dict) -> t
 class Merge:
     "One layer in place of a region"
     region:Region
-    layer:nn.Module
+    layer:nn.Module|None # None if the region goes, and leaves nothing
     graph:fx.Graph # Of the module whose forward changes
     before:int # Multiplications
     after:int
@@ -355,7 +356,7 @@ def locate(self:Finder, m:Merge, flow:Flow, pairs:dict[Value,Value], notes:Notes
     if not all(at[v] for v in (take, give, *inside)): raise Unmerged('hidden', name=r.block)
     m.take,m.give = at[take][0],at[give][0]
     nodes = {n:i for i,n in enumerate(m.graph.nodes)}
-    if nodes[m.take]>min(nodes[at[v][0]] for v in (give, *inside)): raise Unmerged('written') # before, in another part
+    if m.layer and nodes[m.take]>min(nodes[at[v][0]] for v in (give, *inside)): raise Unmerged('written') # before, in another part
     m.gone = unneeded(m.give, m.take)
     gone = set(m.gone)
     if any(n not in gone for v in inside for n in at[v]): raise Unmerged('users', op=r.ops[-1])
@@ -403,7 +404,7 @@ def name_all(merges:list[Merge]) -> None: # merges: all of one module
     "Name each new layer after the largest one that it replaces"
     gone = {n for m in merges for n in m.gone}
     used = {n.target for n in merges[0].graph.nodes if n.op in ('call_module','get_attr') and n not in gone}
-    for m in merges:
+    for m in (m for m in merges if m.layer):
         base = max(m.region.layers, key=lambda o: o.func.weight.numel())
         m.name = free_name(base.name[len(m.region.block)+1:], used)
         used.add(m.name)
@@ -428,10 +429,10 @@ def rewritten(
     merges:list[Merge] # All of this block
 ) -> fx.GraphModule: # It shares with `block` all that is not merged
     "`block` with one layer in place of each region"
-    graph,nodes,root = fx.Graph(),dict[Any,Any](),{m.name:m.layer for m in merges}
+    graph,nodes,root = fx.Graph(),dict[Any,Any](),{m.name:m.layer for m in merges if m.layer}
     graph.output(graph.graph_copy(merges[0].graph, nodes))
     for m in merges:
-        with graph.inserting_before(nodes[m.give]): new = graph.call_module(m.name, (nodes[m.take],))
+        with graph.inserting_before(nodes[m.give]): new = graph.call_module(m.name, (nodes[m.take],)) if m.layer else nodes[m.take]
         nodes[m.give].replace_all_uses_with(new)
         for n in m.gone: graph.erase_node(nodes[n])
         nodes[m.give] = new
@@ -484,6 +485,17 @@ class Found:
     merges:list[Merge]
     refused:list[MergeRow] # One for each sum that could be one layer, but for a reason
 
+def finder_of(
+    model:nn.Module,
+    args:tuple=(), # Positional inputs: one example batch
+    kwargs:dict|None=None, # Keyword inputs
+    norms:dict[type|str,NormRule]=NORMS, # Rules for norms, by type
+    into:tuple[type,...]=() # If any, the only types of layer to merge
+) -> Finder:
+    "Record a pass of `model`, to look for what can be changed in its forwards"
+    def is_leaf(m): return rule_of(m, norms|LAYERS) is not None or has_kind(m, norms|LAYERS) and set(m._modules)<={'parametrizations'}
+    return Finder(Plan(model, record(model, args, kwargs, is_leaf).flow, [], norms, LAYERS, into), is_leaf)
+
 def find_merges(
     model:nn.Module,
     args:tuple=(), # Positional inputs: one example batch
@@ -492,13 +504,37 @@ def find_merges(
     into:tuple[type,...]=() # If any, the only types of layer to merge
 ) -> Found:
     "What can be merged in `model`, as far as one example batch shows"
-    def is_leaf(m): return rule_of(m, norms|LAYERS) is not None or has_kind(m, norms|LAYERS) and set(m._modules)<={'parametrizations'}
-    plan = Plan(model, record(model, args, kwargs, is_leaf).flow, [], norms, LAYERS, into)
+    finder = finder_of(model, args, kwargs, norms, into)
     with evaluating(model):
-        finder = Finder(plan, is_leaf)
         merges,refused = finder.candidates()
         settled = finder.settle(merges, args, kwargs or {}) if merges else []
     refused += [(m.region, why) for m,why in settled if why]
-    return Found(plan, [m for m,why in settled if not why], [refused_row(r, why) for r,why in refused])
+    return Found(finder.plan, [m for m,why in settled if not why], [refused_row(r, why) for r,why in refused])
 
 def refused_row(r:Region, why:Reason) -> MergeRow: return MergeRow(r.ops[-1].where, '', r.members, str(why), why.todo)
+
+# %% ../nbs/05c_merge.ipynb #98a4577d
+@patch
+def cut(self:Finder, call:ScaleCall) -> Merge:
+    "A forward without `call`; an error if that can't be"
+    r = Region(call.value, call.op.outputs[0], [*call.views[::-1], call.op])
+    if problem := self.problem(r): raise problem
+    return Merge(r, None, self.graph(r.block, [r]), 0, 0)
+
+def find_cuts(
+    plan:Plan, # Made with one example batch for the whole model
+    wanted:list[str] # Names of parameters
+) -> dict[str,Merge|Reason]: # By name, in order of execution; a reason for what has to stay
+    "How parameters that channels are multiplied with can leave the forwards of `plan.model`"
+    main = next(((p.args, p.kwargs) for p in plan.flow.passes if not p.name), None)
+    res:dict[str,Merge|Reason] = {}
+    if main:
+        finder = finder_of(plan.model, *main, plan.norms, plan.into)
+        with evaluating(plan.model):
+            for call in scale_calls(finder.plan.flow):
+                if (name := finder.params[call.param]) not in wanted: continue
+                try: res[name] = finder.cut(call)
+                except Keep as e: res[name] = e.reason
+            cuts = {m:n for n,m in res.items() if isinstance(m, Merge)}
+            for m,why in finder.settle(list(cuts), *main) if cuts else (): res[cuts[m]] = why or m
+    return res | {n:reason('not_reached') for n in wanted if n not in res}

@@ -20,6 +20,7 @@ from .example import *
 from .flow import *
 from .reasons import Keep, Reason, reason
 from .report import FoldRow
+from .scales import *
 from .through import *
 
 # %% ../nbs/05_plan.ipynb #5640ed1e
@@ -48,6 +49,7 @@ class Plan:
     homes:dict[nn.Module,list[Edit]]=field(default_factory=dict) # norm -> where it goes, in the order to be done
     reasons:dict[nn.Module,Reason]=field(default_factory=dict) # norm -> why it is kept
     chosen:list[tuple[set[nn.Module],nn.Module]]=field(default_factory=list) # See `branches`
+    cuts:dict[str,Any]=field(default_factory=dict) # Name of a parameter -> how its multiplication leaves the forward that it is in
 
     @property
     def names(self) -> dict[nn.Module,str]: return self.flow.names
@@ -132,7 +134,7 @@ def rule(self:Plan, m:nn.Module, rules:dict[type|str,Any]) -> Any:
     if is_hooked(m): raise Keep('hooked', name=name)
     rule = rule_of(m, rules)
     if rule is None: raise Keep('own_forward', name=name, kind=kind)
-    own = [self.flow.params[f'{name}.{k}'.lstrip('.')] for k in own_tensors(m)]
+    own = [self.flow.params[f'{name}.{k}'.strip('.')] for k in own_tensors(m)]
     if any(c.params!=own for c in self.flow.calls.get(m, ())): raise Keep('replaced', name=name)
     if any(p.escape for p in own): raise Keep('escapes', side='weight', why=next(p.escape for p in own if p.escape))
     return rule
@@ -193,7 +195,7 @@ def is_bare(self:Plan, norm:nn.Module) -> bool:
 @patch
 def start(self:Plan, value:Value, norm:nn.Module, a:Affine) -> Step:
     "All of `value` to go through `a`, the map of `norm`"
-    return first_step(value, a, rule_of(norm, self.norms).axis % len(value.shape))
+    return first_step(value, a, rule_of(norm, self.norms).axis_of(norm) % len(value.shape))
 
 @patch
 def walk_back(self:Plan, call:Op, a:Affine) -> Iterator[Edit]:
@@ -328,7 +330,12 @@ def make_plan(
     def is_leaf(m):
         if not (isinstance(m, _NormBase) or has_kind(m, rules)): return False
         return rule_of(m, rules) is not None or set(m._modules)<={'parametrizations'}
-    rec = record(model, args, kwargs, is_leaf) if found and args is not None else Recorder(model, is_leaf)
+    looks = found or LayerScale in norms
+    rec = record(model, args, kwargs, is_leaf) if looks and args is not None else Recorder(model, is_leaf)
     if not rec.flow.called.issuperset(found): follow_rest(rec, model, found, nn.Module if rec.flow.passes else nn.Sequential)
-    plan = Plan(model, rec.flow, in_order(found, rec.flow), norms, layers, **options).settle()
-    return plan.without({}) if plan.crossed and follow_twice(rec) else plan
+    def scales(): return show_scales(model, rec.flow) if LayerScale in norms else []
+    plan = Plan(model, rec.flow, in_order([*found, *scales()], rec.flow), norms, layers, **options).settle()
+    if plan.crossed and follow_twice(rec):
+        scales()
+        plan = plan.without({})
+    return plan

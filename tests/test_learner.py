@@ -60,21 +60,32 @@ class Branches(nn.Module):
         self.a,self.b,self.n = nn.Conv2d(8, 8, 3, padding=1),nn.Conv2d(8, 8, 1),nn.BatchNorm2d(8)
     def forward(self, x): return self.a(x) + self.b(x) + self.n(x)
 
-def test_merge(tmp_path):
-    "Merged when training ends; unmerged for the optimizer and for saving, and when training goes on"
+class Scaled(nn.Module):
+    "A residual branch that ends in a layer scale, as ConvNeXt has it"
+    def __init__(self):
+        super().__init__()
+        self.a,self.n,self.scale = nn.Conv2d(8, 8, 3, padding=1),nn.BatchNorm2d(8),nn.Parameter(torch.linspace(-1, 1, 8).view(8, 1, 1))
+    def forward(self, x): return self.scale*self.n(self.a(x)) + x
+
+@pytest.mark.parametrize('block,options,left', [(Branches, dict(merge=True), ['a.bias', 'a.weight']),
+    (Scaled, dict(layer_scale=True), ['a.bias', 'a.weight']), (Scaled, dict(layer_scale=True, merge=True), ['a.bias', 'a.weight'])])
+def test_other_forward(tmp_path, block, options, left):
+    "Rewritten when training ends; as before for the optimizer and for saving, and when training goes on"
     ends,preds = [],[]
-    for cbs in [], [FoldCallback(merge=True)]:
+    for cbs in [], [FoldCallback(**options)]:
         learn = learner(tmp_path, *cbs)
-        learn.model.insert(1, Branches())
+        learn.model.insert(1, block())
+        names = {f'1.{n}' for n,_ in learn.model[1].named_parameters()}
         for _ in range(2): learn.fit(1)
-        if cbs: assert len(learn.fold_report.merged)==1 and list(dict(learn.model[1].named_modules()))==['', 'a']
+        if cbs: assert sorted(n for n,_ in learn.model[1].named_parameters())==left
         learn.save('model')
-        assert torch.load(tmp_path/'models/model.pth', weights_only=False)['model'].keys()>={'1.a.weight', '1.n.weight'}
+        assert torch.load(tmp_path/'models/model.pth', weights_only=False)['model'].keys()>=names
         learn.load('model')
-        assert learn.is_folded==bool(cbs) and ('n' not in dict(learn.model[1].named_modules()) or not cbs)
+        assert learn.is_folded==bool(cbs) and (len([*learn.model[1].parameters()])==2 or not cbs)
         learn.export('m.pkl')
         preds += [learn.get_preds()[0], load_learner(tmp_path/'m.pkl').get_preds(dl=learn.dls.valid)[0]]
         ends.append(state(learn))
+    for o in ends: del o['epochs'] # get_preds notes what the folded model made
     same(*ends)
     assert all(torch.allclose(p, preds[0], atol=1e-5) for p in preds)
 

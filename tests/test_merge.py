@@ -519,7 +519,7 @@ def test_one_wrong(monkeypatch):
     check_same(before, state(net))
 
 def test_failure_leaves_no_trace(monkeypatch):
-    from fastfold import folder as room
+    from fastfold import changes as room
     def fails(*args): raise RuntimeError('no luck')
     net = live(nn.Sequential(repvgg(), nn.ReLU()))
     before = state(net)
