@@ -31,7 +31,10 @@ from .scales import LayerScale, SCALES
 # %% ../nbs/06_folder.ipynb #d2ccbfbd
 log = logging.getLogger('fastfold')
 
-def check_model(model:nn.Module) -> None:
+def check_model(
+    model:nn.Module,
+    unmeta:str="load the weights first" # What to do about parameters on the meta device
+) -> None:
     "Raise a `FoldError` that names the layer if `model` isn't made of ordinary modules with real weights"
     if not isinstance(model, nn.Module): raise FoldError(f"can't fold a {type(model).__name__}: give an nn.Module; a Learner has `learn.fold()`")
     for n,m in model.named_modules():
@@ -42,7 +45,7 @@ def check_model(model:nn.Module) -> None:
         if type(m).__name__=='OptimizedModule': raise FoldError(f"{at} is compiled: fold its `_orig_mod`, then compile the result")
         for k,t in (*m._parameters.items(), *m._buffers.items()):
             if is_lazy(t): raise FoldError(f"{at} has no `{k}` yet ({type(m).__name__}): run the model once on a batch, then fold")
-            if t is not None and t.is_meta: raise FoldError(f"{at} has its `{k}` on the meta device, without values: load the weights first")
+            if t is not None and t.is_meta: raise FoldError(f"{at} has its `{k}` on the meta device, without values: {unmeta}")
 
 # %% ../nbs/06_folder.ipynb #4569dbfb
 def difference(
@@ -345,12 +348,13 @@ def load(self:BN_Folder,
     state:dict[str,Any] # What `state_dict()` of a folded model gave
 ) -> nn.Module: # `model`, folded as that one was, with its weights
     "Load what was saved of a folded model"
-    check_model(model)
+    check_model(model, "give it memory with `model.to_empty(device='cpu')`, then load")
     with placed(model, changes := shape_changes(model, state, self.norms)) as m: own = m.state_dict()
     def shape(d, k): return getattr(d[k], 'shape', ()) if k in d else None
     if bad := [k for k in {**own, **state} if shape(own, k)!=shape(state, k)]: raise FoldError(
         f"these weights are not those of a folded {type(model).__name__}, or not of this one ({some_names(bad)}): "
-        "make it as it was made for training, and give BN_Folder the `handlers` and the `layer_scale` that it was folded with")
+        "make it as it was made for training, and give BN_Folder the `handlers` and the `layer_scale` that it was folded with; "
+        "where folding changed the forward of modules (`merge`, parameters that a forward multiplies with), load the whole model instead")
     place(model, changes)
     model.load_state_dict(state)
     return model

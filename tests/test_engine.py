@@ -564,6 +564,17 @@ def test_alias_made_before_written_after(alias):
 
 @pytest.mark.parametrize('out', [lambda y,z: dict(y=y, z=z), lambda y,z: (z, [y]) and (z, y)])
 def test_both_returned(out): keeps(pair(lambda s,x: (lambda y: out(y, s.bn(y)))(s.conv(x))), images, why='the model returns it')
+def test_returned_ahead():
+    "What comes out of a norm is returned, and goes into a layer too"
+    keeps(pair(lambda s,x: (lambda y: (y, s.conv(y)))(s.bn(x.relu()))), images, why='the model returns it')
+    keeps(pair(lambda s,x: (lambda y: (y.transpose(1, 2), s.conv(y)))(s.bn(x.relu()))), images, why="its output can't change")
+
+def test_only_into():
+    "`layers` leaves out a type, on both sides"
+    both = nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 2))
+    assert [r.name for r in fold(both, images, layers=[nn.Linear]).folded]==['3']
+    assert [r.name for r in fold(both, images, layers=[nn.Conv2d]).folded]==['1']
+    keeps(both, images, layers=[nn.Conv1d], why="'0' is a Conv2d, and `layers` leaves that out")
 
 def test_kept_on_the_model():
     def forward(s, x):

@@ -225,3 +225,11 @@ def test_timm(name, n, kept):
     rep,folded = fold(model, batch(1, 3, 224, 224))
     scales = [r for r in rep.rows if r.kind=='LayerScale']
     assert (sum(not r.reason for r in scales), sum(bool(r.reason) for r in scales))==(n, kept)
+
+def test_load():
+    "Weights of a model with another forward don't fit into a fresh one; the error says what to do"
+    model = scaled(lambda m,x: m.g*m.conv(x))
+    rep,folded = fold(model, images)
+    with pytest.raises(FoldError, match=r'\(0.g\): make it as .*load the whole model instead'): BN_Folder(layer_scale=True).load(model, folded.state_dict())
+    with pytest.raises(FoldError, match=r"'0' has its `weight` on the meta device, without values: give it memory"):
+        BN_Folder().load(nn.Sequential(nn.Linear(2, 2)).to('meta'), {})
