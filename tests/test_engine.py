@@ -569,6 +569,23 @@ def test_returned_ahead():
     keeps(pair(lambda s,x: (lambda y: (y, s.conv(y)))(s.bn(x.relu()))), images, why='the model returns it')
     keeps(pair(lambda s,x: (lambda y: (y.transpose(1, 2), s.conv(y)))(s.bn(x.relu()))), images, why="its output can't change")
 
+def test_only_back():
+    keeps(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), conv()), images, forward=False, why='`forward=False`')
+    folds(nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4), conv()), images, forward=False)
+
+def test_repeated_then_written():
+    "What takes the place of the norm would be written into, where several elements are one"
+    def forward(s, x): return s.bn(s.conv(x).mean((2, 3), keepdim=True).expand(-1, -1, 5, 5)).relu_()
+    keeps(pair(forward), images, why='relu_ writes into its input afterwards')
+    folds(pair(lambda s,x: s.bn(s.conv(x).mean((2, 3), keepdim=True).expand(-1, -1, 5, 5)).relu()), images)
+
+class Conditioned(nn.BatchNorm2d):
+    "A norm that takes a second input"
+    def forward(self, x, y): return super().forward(x) + y
+
+def test_norm_of_two_inputs():
+    keeps(pair(lambda s,x: s.bn(s.conv(x), x[:,:,2:,2:]), bn=Conditioned(4)), images, handlers={Conditioned: NormRule()}, why='computes something of its own')
+
 def test_only_into():
     "`layers` leaves out a type, on both sides"
     both = nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 2))
