@@ -256,6 +256,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'fastfold.fuzz.iadd': ('fuzz.html#iadd', 'fastfold/fuzz.py'),
                                'fastfold.fuzz.new_branch': ('fuzz.html#new_branch', 'fastfold/fuzz.py'),
                                'fastfold.fuzz.new_layer': ('fuzz.html#new_layer', 'fastfold/fuzz.py'),
+                               'fastfold.fuzz.new_pool': ('fuzz.html#new_pool', 'fastfold/fuzz.py'),
                                'fastfold.fuzz.new_step': ('fuzz.html#new_step', 'fastfold/fuzz.py'),
                                'fastfold.fuzz.new_term': ('fuzz.html#new_term', 'fastfold/fuzz.py'),
                                'fastfold.fuzz.outputs': ('fuzz.html#outputs', 'fastfold/fuzz.py'),

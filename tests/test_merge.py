@@ -167,8 +167,11 @@ def test_strides_after():
     merges(branches(nn.Sequential(conv(4, 6, padding=1), conv(6, k=1, stride=2)), conv(padding=1, stride=2)), others=sizes)
     merges(branches(nn.Sequential(conv(4, 6, padding=1, stride=2), conv(6, k=1, stride=2)), conv(padding=1, stride=4)), others=sizes)
     merges(branches(nn.Sequential(conv(4, 4, k=1, stride=2), conv()), conv(k=5, stride=2), conv(k=5, stride=2)), others=sizes)
-    merges(branches(nn.Sequential(conv(k=1, stride=2, bias=False), conv(padding=1)), conv(k=5, padding=2, stride=2), conv(k=5, padding=2, stride=2)), others=sizes)
-    merges(branches(nn.Sequential(conv(k=1, stride=2, padding=1), conv(stride=2)), conv(k=5, padding=1, stride=4), conv(k=5, padding=1, stride=4)), others=sizes)
+    for last in conv(padding=1), conv(padding=1, stride=2):
+        ms = [conv(k=5, padding=2, stride=2*last.stride[0]) for _ in range(2)]
+        merges(branches(nn.Sequential(conv(k=1, stride=2, bias=False), last), *ms), others=sizes)
+    ms = [conv(k=5, padding=1, stride=4) for _ in range(2)]
+    merges(branches(nn.Sequential(conv(k=1, stride=2, padding=1), conv(stride=2)), *ms), others=sizes)
     refuses(branches(nn.Sequential(conv(padding=1), conv(k=1, stride=2)), conv(padding=1)), batch(2, 4, 1, 1), why='strides')
     both = [conv(padding=1, padding_mode='reflect'), conv(k=5, stride=2, padding=2, padding_mode='reflect')]
     refuses(branches(nn.Sequential(conv(k=1, stride=2, bias=False), both[0]), both[1]), why='pad in the same way')
@@ -662,3 +665,7 @@ def test_again():
     folded = folder.fold(net, images)
     again = folder.fold(folded, images)
     assert not folder.report.sums and difference(tensors(folded, images), tensors(again, images))==0
+
+@settings(max_examples=60, derandomize=True, deadline=None, database=None)
+@given(nets(sums=True))
+def test_random_sum(net): check(net, merge=True)
