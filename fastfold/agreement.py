@@ -84,7 +84,8 @@ def agreement(
     a,b,c = outputs(model, names, *inputs),outputs(folded, names, *inputs),outputs(deepcopy(model).double(), names, *exact(inputs))
     differ = {i for o in parts for i in open_at([n for n,_ in a], o)}
     def label(n, k): return (n or 'the model') + f' ({k+1})'*((n,1) in a)
-    rows = [(label(*k), disagreement(ts, b[k]), disagreement(c[k], exact(ts)), eps(ts)) for i,(k,ts) in enumerate(a.items()) if i not in differ and k in b and eps(ts)]
+    calls = [k for i,(k,ts) in enumerate(a.items()) if i not in differ and k in b and eps(ts)]
+    rows = [(label(*k), disagreement(a[k], b[k]), disagreement(c[k], exact(a[k])), eps(a[k])) for k in calls]
     return pd.DataFrame(rows, columns=['layer', 'difference', 'rounding', 'resolution'])
 
 # %% ../nbs/06c_agreement.ipynb #4c638341

@@ -107,22 +107,33 @@ terms:dict[str,Callable] = {
 sums:dict[str,Callable] = {'add': torch.add, 'plus': lambda v,w: w+v, 'minus': lambda v,w: v-w, 'iadd': iadd, 'add_': lambda v,w: v.add_(w),
     'alpha': lambda v,w: torch.sub(v, w, alpha=.5)}
 
+def new_pool(choose:Callable, n:int, early:int=0)->nn.Module: # n: axes; early: padding that the layer before it has
+    "An average, mostly one that leaves the size as it is"
+    cls,size = {1: nn.AvgPool1d, 2: nn.AvgPool2d}[n],choose([3, 3, 5, 1])
+    return cls(size, choose([1]*12 + [2]), max(0, size//2-early), choose([False]*8 + [True]), choose([True, True, False]))
+
 def new_branch(
     choose:Callable, # Picks one item of a list
     v:Tensor, # What goes in
 )->nn.Module:
     "A layer that takes `v` and mostly returns something of the same shape"
     c,n = v.shape[1],v.ndim-2
-    kind = choose(['conv']*8 + ['norm']*4 + ['factor', 'identity', 'drop', 'chain', 'linear', 'sum', 'sum'])
+    kind = choose(['conv']*8 + ['norm']*4 + ['pool']*3 + ['factor', 'identity', 'drop', 'chain', 'chain', 'linear', 'sum', 'sum'])
     if kind=='sum': return random_sum(choose, v)
-    if kind=='linear' or n==0 and kind in ('conv', 'chain'): return nn.Linear(v.shape[-1], v.shape[-1], bias=choose([True, False]))
+    if kind=='linear' or n==0 and kind in ('conv', 'chain', 'pool'): return nn.Linear(v.shape[-1], v.shape[-1], bias=choose([True, False]))
     if kind=='norm': return {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d}[n](c, affine=choose([True, True, False]))
     if kind in ('factor', 'identity', 'drop'): return dict(factor=Factor(c, n), identity=nn.Identity(), drop=nn.Dropout())[kind]
     cls,size,dilation,stride = {1: nn.Conv1d, 2: nn.Conv2d}[n],choose([1, 1, 3, 3, 5]),choose([1, 1, 1, 2]),choose([1]*12 + [2])
-    conv = cls(c, c, size, stride, choose([dilation*(size//2)]*8 + [0]), dilation, choose([1, 1, c, gcd(c, 2)]), choose([True, False]),
-        choose(['zeros']*6 + ['reflect']))
-    if kind=='conv': return choose([conv, conv, nn.Sequential(conv, nn.BatchNorm1d(c) if n==1 else nn.BatchNorm2d(c))])
-    return nn.Sequential(cls(c, c, 1, bias=choose([True, False, False]), groups=choose([1, c])), conv)
+    pad = choose([dilation*(size//2)]*8 + [0])
+    early = choose([0, pad]) if kind=='chain' else 0 # what the layer of single elements pads with
+    conv = cls(c, c, size, stride, pad-early, dilation, choose([1, 1, c, gcd(c, 2)]), choose([True, False]), choose(['zeros']*6 + ['reflect']))
+    pool = new_pool(choose, n, early)
+    norm = nn.BatchNorm1d(c) if n==1 else nn.BatchNorm2d(c)
+    if kind=='pool': return choose([pool, pool, nn.Sequential(pool, norm)])
+    if kind=='conv': return choose([conv, conv, nn.Sequential(conv, norm)])
+    single = cls(c, c, 1, choose([1]*12 + [2]), early, bias=choose([True, False, False]), groups=choose([1, c]))
+    far = choose([conv, conv, pool])
+    return nn.Sequential(*choose([(single, far), (far, single), (single, far, norm), (far, single, norm)]))
 
 # %% ../nbs/13_fuzz.ipynb #1abbe49f
 def new_term(

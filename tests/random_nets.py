@@ -21,4 +21,4 @@ def live(model, dtype=torch.float64, seed=0):
     return model.to(dtype).eval()
 
 @st.composite
-def nets(draw): return random_net(lambda options: draw(st.sampled_from(options)))
+def nets(draw, sums=False): return random_net(lambda options: draw(st.sampled_from(options)), sums=sums)

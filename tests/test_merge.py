@@ -4,9 +4,11 @@ import pickle, subprocess, sys
 from copy import deepcopy
 from dataclasses import replace
 import pytest, torch
+import torch.nn.functional as F
+from hypothesis import given, settings
 from torch import nn
 from fastfold.folder import BN_Folder
-from random_nets import difference, live
+from random_nets import check, difference, live, nets
 
 def batch(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 images = batch(2, 4, 7, 9)
@@ -141,9 +143,131 @@ def test_one_after_the_other():
     merges(branches(conv(padding=1), nn.Sequential(conv(4, 6, k=1, bias=False), conv(6, padding=1))))
     merges(branches(conv(padding=2), nn.Sequential(conv(4, 6, k=1, bias=False, padding=1), conv(6, padding=1))))
     merges(branches(conv(padding=1), nn.Sequential(conv(4, 8, k=1, groups=4, bias=False), conv(8, padding=1, groups=2))))
-    refuses(branches(conv(padding=1), nn.Sequential(conv(padding=1), conv(k=1))), why='looks further')
+    refuses(branches(conv(k=5, padding=2), nn.Sequential(conv(padding=1), conv(padding=1))), why='looks further')
     merges(branches(conv(padding=1, padding_mode='circular'), nn.Sequential(conv(4, 8, k=1), conv(8, padding=1, padding_mode='circular'))))
     merges(branches(nn.Linear(4, 3), nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))), batch(3, 4))
+
+@pytest.mark.parametrize('kw', [{}, dict(padding_mode='reflect'), dict(groups=2), dict(padding=2, dilation=2), dict(bias=False)])
+def test_point_after(kw):
+    "A layer of single pixels takes what any other makes, with its padding and its bias"
+    kw = dict(padding=1) | kw
+    merges(branches(conv(**kw), nn.Sequential(normed(conv(4, 8, **kw)), normed(conv(8, k=1)))), others=[batch(1, 4, 5, 6)])
+
+def test_chains():
+    merges(branches(nn.Sequential(conv(4, 8, padding=1, groups=4), conv(8, k=1, groups=2)), conv(padding=1), nn.Identity()))
+    merges(branches(nn.Sequential(conv(4, 6, 1), conv(6, 5), conv(5, k=1)), conv()), others=[batch(1, 4, 3, 3)])
+    merges(Block(lambda m,x: m.c(m.a(x) + m.b(x)) - x, a=conv(padding=1), b=conv(k=1), c=conv(k=1)))
+    refuses(branches(conv(padding=2), nn.Sequential(conv(padding=1), conv(k=1, padding=1))), why='pads what has been shifted')
+    refuses(branches(conv(padding=2), nn.Sequential(conv(padding=1, bias=False), conv(k=1, padding=1))), why='pad in the same way')
+    refuses(branches(conv(groups=4), nn.Sequential(conv(4, 1), conv(1, 4, 1))), why='multiplications')
+
+def test_strides_after():
+    "Strides multiply, and so does what comes after the first one: images of all sizes come out as large as before"
+    sizes = [batch(1, 4, n, n+1) for n in range(5, 12)]
+    merges(branches(nn.Sequential(conv(4, 6, padding=1), conv(6, k=1, stride=2)), conv(padding=1, stride=2)), others=sizes)
+    merges(branches(nn.Sequential(conv(4, 6, padding=1, stride=2), conv(6, k=1, stride=2)), conv(padding=1, stride=4)), others=sizes)
+    merges(branches(nn.Sequential(conv(4, 4, k=1, stride=2), conv()), conv(k=5, stride=2), conv(k=5, stride=2)), others=sizes)
+    for last in conv(padding=1), conv(padding=1, stride=2):
+        ms = [conv(k=5, padding=2, stride=2*last.stride[0]) for _ in range(2)]
+        merges(branches(nn.Sequential(conv(k=1, stride=2, bias=False), last), *ms), others=sizes)
+    ms = [conv(k=5, padding=1, stride=4) for _ in range(2)]
+    merges(branches(nn.Sequential(conv(k=1, stride=2, padding=1), conv(stride=2)), *ms), others=sizes)
+    refuses(branches(nn.Sequential(conv(padding=1), conv(k=1, stride=2)), conv(padding=1)), batch(2, 4, 1, 1), why='strides')
+    both = [conv(padding=1, padding_mode='reflect'), conv(k=5, stride=2, padding=2, padding_mode='reflect')]
+    refuses(branches(nn.Sequential(conv(k=1, stride=2, bias=False), both[0]), both[1]), why='pad in the same way')
+
+# average pooling
+
+def avg(k=3, stride=1, padding=None, **kwargs): return nn.AvgPool2d(k, stride, k//2 if padding is None else padding, **kwargs)
+
+def test_pool():
+    for pool in avg(), avg(divisor_override=5), avg((3,1), padding=(1,0)), avg(divisor_override=4, count_include_pad=False), avg(1):
+        merges(branches(conv(padding=1), pool, nn.Identity()), others=[batch(1, 4, 5, 5), batch(1, 4, 2, 3)])
+    rep = merges(branches(conv(k=5, padding=1), nn.Sequential(avg(padding=0), nn.BatchNorm2d(4)), conv()))
+    assert rep.merged[0].members==['0.b0', '0.b1.0', '0.b1.1', '0.b2']
+    merges(branches(avg(padding=0, count_include_pad=False), conv()))
+    merges(branches(avg(2, 2, padding=0), conv(k=2, stride=2)), others=[batch(1, 4, 5, 6)])
+    merges(branches(nn.AvgPool2d(2), conv(k=4, stride=2, padding=1)), others=[batch(1, 4, 5, 6)])
+    merges(branches(conv(padding=1, groups=4), avg(), nn.Identity()))
+
+def test_pool_function():
+    for f in (lambda x: F.avg_pool2d(x, 3, 1, 1), lambda x: F.avg_pool2d(x, kernel_size=(3,1), stride=1, padding=(1,0), divisor_override=2),
+            lambda x: F.avg_pool2d(input=x, kernel_size=[3], stride=[1], padding=[1])):
+        rep = merges(Block(lambda m,x: m.a(x) + f(x), a=conv(padding=1)))
+        assert rep.merged[0].members==['0.a']
+    merges(Block(lambda m,x: m.a(x) + F.avg_pool2d(x, 2), a=conv(k=2, stride=2)))
+    refuses(Block(lambda m,x: m.a(x) + F.avg_pool2d(x, 3, 1, 1, False, False), a=conv(padding=1)), why="avg_pool2d in '0' divides")
+
+@pytest.mark.parametrize('cls,pool,x', [(nn.Conv1d, nn.AvgPool1d, batch(2, 4, 9)), (nn.Conv3d, nn.AvgPool3d, batch(2, 4, 5, 4, 6)),
+    (nn.Conv2d, nn.AvgPool2d, batch(4, 7, 9)), (nn.Conv1d, nn.AvgPool1d, batch(4, 9))])
+def test_pool_axes(cls, pool, x): merges(branches(cls(4, 4, 3, padding=1), pool(3, 1, 1), nn.Sequential(pool(3, 1, 1), cls(4, 4, 1))), x)
+
+def test_pool_after():
+    "What pools with padding pads with zeros, so it must not have been shifted"
+    merges(branches(conv(padding=1), nn.Sequential(conv(k=1, bias=False), avg()), nn.Sequential(avg(), normed(conv(k=1)))))
+    merges(branches(conv(), nn.Sequential(conv(4, 6, k=1), avg(padding=0), conv(6, k=1))))
+    merges(branches(conv(padding=1), nn.Sequential(conv(k=1, padding=1), avg(padding=0))))
+    for layer in conv(k=1), normed(conv(k=1, bias=False)), nn.BatchNorm2d(4):
+        rep = merge(branches(conv(padding=1), nn.Sequential(layer, avg())))
+        assert not rep.merged and 'pads what has been shifted' in rep.sums[0].reason
+    refuses(branches(conv(k=5, padding=2), nn.Sequential(conv(padding=1), avg())), why='looks further')
+    refuses(branches(conv(k=5, padding=2), nn.Sequential(avg(), avg())), why='looks further')
+
+def test_pool_stays():
+    refuses(branches(conv(padding=1), avg(count_include_pad=False)), why="'0.b1' divides by another number")
+    refuses(branches(conv(k=2, stride=2), nn.AvgPool2d(2, ceil_mode=True)), batch(1, 4, 6, 6), why='ceil_mode')
+    refuses(branches(conv(padding=1, stride=2), avg()), batch(2, 4, 1, 1), why='strides')
+    refuses(branches(conv(padding=1), nn.AvgPool2d(3, padding=1)), batch(2, 4, 1, 1), why='strides')
+    refuses(branches(conv(k=6), avg(2, 5, padding=0)), batch(2, 4, 6, 6), why='strides')
+    refuses(branches(avg(), conv(k=1)), why='18,144 multiplications in place of 6,552')
+    refuses(branches(conv(padding=1), conv(padding=1, padding_mode='reflect'), avg()), why='pad in the same way')
+    refuses(branches(conv(padding=1), nn.AdaptiveAvgPool2d((7,9))))
+    refuses(Block(lambda m,x: m.a(x) + F.adaptive_avg_pool2d(x, (7,9)), a=conv(padding=1)))
+    class Own(nn.AvgPool2d):
+        def forward(self, x): return super().forward(x).relu()
+    refuses(branches(conv(padding=1), Own(3, 1, 1)), why='something of its own')
+    refuses(Block(lambda m,x: m.a(x) + F.avg_pool1d(x, 3, 1, 1), a=nn.Linear(4, 4)), batch(3, 4, 4), why='different kinds')
+    refuses(Block(lambda m,x: m.a(x) + F.avg_pool2d(x, x.shape[-1], 1), a=conv(k=5)), batch(1, 4, 5, 5), why='size of the input')
+
+@pytest.mark.parametrize('kind', ['register_forward_hook', 'register_forward_pre_hook', 'register_full_backward_hook'])
+def test_pool_hooks(kind):
+    block = branches(conv(padding=1), avg())
+    getattr(block.b1, kind)(lambda *args: None)
+    refuses(block, why='has a hook')
+
+def test_pools_alone():
+    "There is no layer whose dtype and device a new one could take"
+    refuses(branches(avg(), avg((3,1), padding=(1,0)), nn.Identity()))
+    refuses(nn.Sequential(branches(avg(), nn.BatchNorm2d(4)), nn.ReLU()))
+    rep = merge(Block(lambda m,x: m.b(x) - m.p(m.b(x)), b=conv(k=1), p=avg()))
+    assert not rep.merged
+
+def test_pool_shared():
+    "It has no weights that others could need, so it may be called anywhere"
+    pool = avg()
+    rep = merges(Block(lambda m,x: m.pool(m.a(x) + m.pool(x)), a=conv(padding=1), pool=pool))
+    assert rep.merged[0].members==['0.a', '0.pool']
+    rep = merge(nn.Sequential(branches(conv(padding=1), pool), nn.Sigmoid(), branches(conv(padding=1), pool)))
+    assert [r.name for r in rep.merged]==['0.0.b0'] # in the second part it goes by its name in the first
+
+def test_pool_moved():
+    "In other modules, and in a subclass that changes nothing"
+    class Own(nn.AvgPool2d): pass
+    merges(branches(conv(padding=1), nn.Sequential(Own(3, 1, 1), conv(k=1)), Part(lambda m,x: F.avg_pool2d(x, 3, 1, 1))))
+
+def pooling_dbb(groups, p):
+    "A diverse branch block: a convolution, one of single pixels, one after the other, and an average"
+    def point(o=4): return normed(conv(4, o, k=1, padding=p, groups=groups, bias=False))
+    pooled = nn.Sequential(avg(padding=1), nn.BatchNorm2d(4)) if groups==4 else nn.Sequential(point(), avg(padding=1-p), nn.BatchNorm2d(4))
+    return branches(normed(conv(padding=1, groups=groups, bias=False)), normed(conv(k=1, groups=groups, bias=False)),
+        nn.Sequential(point(4), normed(conv(padding=1-p, groups=groups, bias=False))), pooled)
+
+@pytest.mark.parametrize('groups', [1, 2, 4])
+def test_diverse_branch_block(groups):
+    rep = merges(pooling_dbb(groups, 1), others=[batch(1, 4, 3, 3), batch(3, 4, 1, 2)])
+    assert len(rep.merged[0].members)==6
+    merged = merge(pooling_dbb(groups, 0)).merged # where layers that have a shift don't pad, what comes after them pads it
+    assert [r.members for r in merged]==[['0.b0.0', '0.b1.0']]
 
 def test_numbers(): merges(Block(lambda m,x: 3 - 2*m.a(x)/5 + torch.sub(m.b(x), x, alpha=.3) - (-x) + 1, a=conv(padding=1), b=conv(k=1)))
 
@@ -152,7 +276,7 @@ def test_factor():
     for shape in (4,1,1), (1,4,1,1), (1,), (): merges(block(*shape))
     refuses(block(4), batch(2, 4, 4, 4), why='another axis')
     refuses(block(4, 1, 4), batch(2, 4, 4, 4), why='another axis')
-    refuses(block(4, 1, 1, f=lambda m,x: (m.a(x)*m.g + x).relu()*m.g), why='called 2 times')
+    refuses(block(4, 1, 1, f=lambda m,x: (m.a(x)*m.g + x).relu()*m.g), why='used 2 times')
     refuses(block(4, 1, 1, f=lambda m,x: m.a(x)/m.g + x))
 
 def test_in_place():
@@ -209,7 +333,7 @@ def test_other_readers():
 def test_ordinary_residual(): refuses(Block(lambda m,x: x + m.b(m.a(x).relu()), a=conv(padding=1), b=conv(padding=1)))
 def test_other_sources(): refuses(Block(lambda m,x: m.a(x) + m.b(x.relu()), a=conv(padding=1), b=conv(padding=1)))
 def test_broadcast(): refuses(Block(lambda m,x: m.a(x) + x, a=conv(k=(7,9))))
-@pytest.mark.parametrize('m', [nn.ConvTranspose2d(4, 4, 3, padding=1), nn.AvgPool2d(3, 1, 1), nn.MaxPool2d(3, 1, 1), nn.Softmax(1)])
+@pytest.mark.parametrize('m', [nn.ConvTranspose2d(4, 4, 3, padding=1), nn.LPPool2d(1, 1), nn.MaxPool2d(3, 1, 1), nn.Softmax(1)])
 def test_other_layers(m): refuses(branches(m, conv(padding=1)))
 
 @pytest.mark.parametrize('where', ['', 'a', 'a.0', 'drop', 'c'])
@@ -223,8 +347,8 @@ def test_hooks(where, kind):
 def test_calls():
     shared = conv(padding=1)
     block = Block(lambda m,x: (m.a(x) + x).relu(), a=shared)
-    refuses(nn.Sequential(block, block), why='called 2 times')
-    refuses(nn.Sequential(block, shared), why='called 2 times')
+    refuses(nn.Sequential(block, block), why='used 2 times')
+    refuses(nn.Sequential(block, shared), why='used 2 times')
     other = conv(padding=1)
     other.weight = shared.weight
     refuses(nn.Sequential(block, other), why='other uses')
@@ -541,3 +665,7 @@ def test_again():
     folded = folder.fold(net, images)
     again = folder.fold(folded, images)
     assert not folder.report.sums and difference(tensors(folded, images), tensors(again, images))==0
+
+@settings(max_examples=60, derandomize=True, deadline=None, database=None)
+@given(nets(sums=True))
+def test_random_sum(net): check(net, merge=True)

@@ -120,9 +120,9 @@ def test_other_uses():
         model = nn.Sequential(*[scaled(lambda m,x: m.g*m.conv(x))[0] for _ in range(2)])
         model[1].g = model[0].g
         return model
-    keeps(shared(), batch(2, 4, 8, 8), why='2 times')
+    keeps(shared(), batch(2, 4, 8, 8), why='used 2 times')
     twice = scaled(lambda m,x: m.g*m.conv(x))
-    keeps(nn.Sequential(twice, twice), batch(2, 4, 8, 8), why='2 times')
+    keeps(nn.Sequential(twice, twice), batch(2, 4, 8, 8), why='used 2 times')
 
 def test_forwards_that_stay():
     keeps(scaled(lambda m,x: m.g*m.conv(x))[0], images, why="the model's own forward")
