@@ -384,6 +384,7 @@ def locate(self:Finder, m:Merge, flow:Flow, pairs:dict[Value,Value], notes:Notes
     if any(origin(n) is not m.take for n in at[take] if not gone.isdisjoint(n.users)): raise Unmerged('hidden', name=r.block)
     made,known = {at[v][0] for v in {give, *inside}},{take, give, *inside, *(pairs[p] for p in self.params)}
     if not all(notes.get(n) in known and (n in made or self.hands_on(n, r.block)) for n in m.gone): raise Unmerged('number')
+    if any(notes.get(i) not in known for n in m.gone for i in n.all_input_nodes if i not in gone): raise Unmerged('number') # it serves others too
     if is_written(flow, take, give.producer): raise Unmerged('written')
 
 # %% ../nbs/05c_merge.ipynb #dd027513

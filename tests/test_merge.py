@@ -373,6 +373,22 @@ def test_size():
     refuses(Block(lambda m,x: torch.add(m.a(x), x, alpha=len(x.shape)), a=conv(padding=1)), why="can't trace")
     refuses(Block(lambda m,x: torch.add(m.a(x), x, alpha=x.ndim), a=conv(padding=1)), why='size of the input')
 
+def test_size_with_other_users():
+    "It isn't needed for the region alone, so it doesn't go with it"
+    def f(m, x):
+        s = x.shape[-1]
+        return (m.a(x) + x*s).relu()*s
+    refuses(Block(f, a=conv(padding=1)), why='size of the input')
+    def f(m, x):
+        s = x.shape[-1]
+        t = s*2
+        return (m.a(x)*t + x).relu() + s
+    refuses(Block(f, a=conv(padding=1)), why='size of the input')
+    def f(m, x):
+        s = x.shape[-1]
+        return (m.a(x) + F.avg_pool2d(x, s, 1)).relu()*s
+    refuses(Block(f, a=conv(k=5)), batch(2, 4, 5, 5), why='size of the input')
+
 def test_stores():
     def f(m, x):
         m.seen = m.a(x) + x
