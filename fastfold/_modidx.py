@@ -524,6 +524,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'fastfold.scales.show_scales': ('scales.html#show_scales', 'fastfold/scales.py')},
             'fastfold.through': { 'fastfold.through.Step': ('through.html#step', 'fastfold/through.py'),
                                   'fastfold.through.Step.active': ('through.html#step.active', 'fastfold/through.py'),
+                                  'fastfold.through.Step.channels': ('through.html#step.channels', 'fastfold/through.py'),
                                   'fastfold.through.Step.everywhere': ('through.html#step.everywhere', 'fastfold/through.py'),
                                   'fastfold.through.Step.idle': ('through.html#step.idle', 'fastfold/through.py'),
                                   'fastfold.through.along': ('through.html#along', 'fastfold/through.py'),

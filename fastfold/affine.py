@@ -108,7 +108,7 @@ def mapped(
     shift:Tensor|None=None # Broadcasts to `old[0]`; float64
 ) -> nn.Parameter: # Of the same dtype, device, memory format and `requires_grad`
     "`old*scale + shift`"
-    new,n = torch.empty_like(old, requires_grad=False),max(1, 2**16//max(1, old[0].numel()))
+    new,n = torch.empty_like(old, requires_grad=False),max(1, 2**17//max(1, old[0].numel()))
     for to,w,s in zip(*(t.split(n) for t in (new, old, scale))): # few at a time: they stay in the cache
         res = w.to(s, copy=True).mul_(s)
         to.copy_(res if shift is None else res.add_(shift))

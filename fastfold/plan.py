@@ -171,13 +171,15 @@ def map_of(self:Plan, norm:nn.Module) -> Affine:
     if getattr(norm, 'running_mean', 0) is None: raise Keep('batch_stats')
     rule = self.rule(norm, self.norms)
     if norm not in self.flow.calls: raise Keep('not_reached')
-    calls = self.flow.calls[norm]
-    if any(len(c.inputs)!=1 or len(c.outputs)!=1 for c in calls): raise Keep('own_forward', name=self.names[norm], kind=type(norm).__name__)
+    calls,own = self.flow.calls[norm],Keep('own_forward', name=self.names[norm], kind=type(norm).__name__)
+    if any(len(c.inputs)!=1 or [v.shape for v in c.outputs]!=[c.inputs[0].shape] for c in calls): raise own
     if any(c.training for c in calls): raise Keep('trains')
     for p in self.flow.calls[norm][0].params:
         for u in p.users:
             if p not in u.params: raise Keep('read', name=self.names[norm], op=u)
-    return rule.affine(norm, self.names[norm])
+    a = rule.affine(norm, self.names[norm])
+    if any(v.shape[rule.axis % len(v.shape)]!=len(a.scale) for c in calls for v in c.inputs): raise own # one number for all channels, in timm's LayerScale
+    return a
 
 # %% ../nbs/05_plan.ipynb #a5e97505
 def together(edits:list[Edit]) -> list[Edit]: # One for each call; edits: all on the same side

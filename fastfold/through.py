@@ -31,7 +31,15 @@ class Step(NamedTuple):
     "What is wanted of a value: each element to go through its channel's map"
     value:Value
     affine:Affine # [C+1]; the last entry changes nothing, for elements that must stay as they are
-    channels:Tensor # [*value.shape] for each element, its entry of `affine`, or -1 if nobody looks at it; int64
+    layout:Tensor|int # `channels`, or the axis that they are along, in order
+
+    @property
+    def channels(self) -> Tensor: # [*value.shape] for each element, its entry of `affine`, or -1 if nobody looks at it; int64
+        "Which map each element is to go through"
+        if not isinstance(self.layout, int): return self.layout
+        n,view = self.value.shape[self.layout],[1]*len(self.value.shape)
+        view[self.layout] = n
+        return torch.arange(n).view(view).expand(self.value.shape)
 
     @property
     def idle(self) -> int: return len(self.affine.scale)-1
@@ -46,10 +54,7 @@ class Step(NamedTuple):
 
 def first_step(value:Value, a:Affine, axis:int) -> Step:
     "All of `value` to go through `a`, with the channels along `axis`"
-    n,view = value.shape[axis],[1]*len(value.shape)
-    view[axis] = n
-    ends = a.scale.new_tensor([1.]),a.shift.new_tensor([0.])
-    return Step(value, Affine(*map(torch.cat, zip(a, ends))), torch.arange(n).view(view).expand(value.shape))
+    return Step(value, Affine(F.pad(a.scale, (0,1), value=1.), F.pad(a.shift, (0,1))), axis)
 
 # %% ../nbs/03_through.ipynb #32aa3737
 def constant(channels:Tensor, axes:list[int]) -> Tensor|None: # With length 1 along `axes`; None if the channels differ there
@@ -61,6 +66,7 @@ def constant(channels:Tensor, axes:list[int]) -> Tensor|None: # With length 1 al
 
 def along(step:Step, axis:int) -> Affine|None: # [value.shape[axis]]; None if other axes matter too
     "The map of each position on `axis`"
+    if isinstance(step.layout, int) and step.layout==axis and all(step.value.shape): return Affine(*(t[:-1] for t in step.affine))
     line = constant(step.channels, [d for d in range(step.channels.ndim) if d!=axis])
     return None if line is None else Affine(*(t[line.flatten()] for t in step.affine))
 
@@ -147,7 +153,7 @@ def broadcast_back(step:Step) -> Step|None: # step.channels: of what `step.value
     if tuple(step.channels.shape)==shape: return step
     moved = torch.arange(prod(shape)).view(shape).expand(step.channels.shape)
     channels = came_from(moved.flatten(), step.channels.flatten(), prod(shape))
-    return channels if channels is None else step._replace(channels=channels.view(shape))
+    return channels if channels is None else step._replace(layout=channels.view(shape))
 
 # %% ../nbs/03_through.ipynb #1d6a93a2
 _pools:dict[Callable,int] = {F.avg_pool1d:1, F.avg_pool2d:2, F.avg_pool3d:3, F.adaptive_avg_pool1d:1, F.adaptive_avg_pool2d:2, F.adaptive_avg_pool3d:3} # axes
@@ -240,7 +246,7 @@ def keep_for(op:Op, step:Step) -> Step|None: # None if `op` would see a change
     try: mask = seen(op, step.value)
     except Exception: return None
     if step.active(step.channels[mask]).any(): return None
-    return step._replace(channels=step.channels.masked_fill(mask, step.idle))
+    return step._replace(layout=step.channels.masked_fill(mask, step.idle))
 
 # %% ../nbs/03_through.ipynb #4070c1c7
 def through(op:Op, step:Step) -> list[Step]|None: # None if it can't be crossed

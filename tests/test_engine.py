@@ -220,6 +220,8 @@ def test_layer_scale():
         folds(flat, batch(2, 5, 4), layer_scale=True)
         folds(nn.Sequential(conv(), nn.Identity(), layers.LayerScale2d(4, .3, inplace), nn.BatchNorm2d(4)), images, n=2, layer_scale=True)
         keeps(nn.Sequential(nn.ReLU(), layers.LayerScale2d(4, .3, inplace), nn.ReLU()), images, layer_scale=True)
+    for n_out,n in ((1, 3), (2, 1), (3, 1)): # one of the two is broadcast
+        keeps(nn.Sequential(nn.Linear(4, n_out), layers.LayerScale(n, .3), nn.Linear(max(n_out, n), 2)), batch(5, 4), layer_scale=True)
 
 # parts that the example doesn't reach, and models without one
 
