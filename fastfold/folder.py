@@ -31,10 +31,7 @@ from .scales import LayerScale, SCALES
 # %% ../nbs/06_folder.ipynb #d2ccbfbd
 log = logging.getLogger('fastfold')
 
-def check_model(
-    model:nn.Module,
-    unmeta:str="load the weights first" # What to do about parameters on the meta device
-) -> None:
+def check_model(model:nn.Module) -> None:
     "Raise a `FoldError` that names the layer if `model` isn't made of ordinary modules with real weights"
     if not isinstance(model, nn.Module): raise FoldError(f"can't fold a {type(model).__name__}: give an nn.Module; a Learner has `learn.fold()`")
     for n,m in model.named_modules():
@@ -45,7 +42,7 @@ def check_model(
         if type(m).__name__=='OptimizedModule': raise FoldError(f"{at} is compiled: fold its `_orig_mod`, then compile the result")
         for k,t in (*m._parameters.items(), *m._buffers.items()):
             if is_lazy(t): raise FoldError(f"{at} has no `{k}` yet ({type(m).__name__}): run the model once on a batch, then fold")
-            if t is not None and t.is_meta: raise FoldError(f"{at} has its `{k}` on the meta device, without values: {unmeta}")
+            if t is not None and t.is_meta: raise FoldError(f"{at} has its `{k}` on the meta device, without values: load the weights first")
 
 # %% ../nbs/06_folder.ipynb #4569dbfb
 def difference(
@@ -348,7 +345,9 @@ def load(self:BN_Folder,
     state:dict[str,Any] # What `state_dict()` of a folded model gave
 ) -> nn.Module: # `model`, folded as that one was, with its weights
     "Load what was saved of a folded model"
-    check_model(model, "give it memory with `model.to_empty(device='cpu')`, then load")
+    if any(t.is_meta for t in (*model.parameters(), *model.buffers())): raise FoldError(
+        f"{type(model).__name__} is on the meta device, where nothing can be loaded: give it memory with `model.to_empty(device='cpu')` first")
+    check_model(model)
     with placed(model, changes := shape_changes(model, state, self.norms)) as m: own = m.state_dict()
     def shape(d, k): return getattr(d[k], 'shape', ()) if k in d else None
     if bad := [k for k in {**own, **state} if shape(own, k)!=shape(state, k)]: raise FoldError(

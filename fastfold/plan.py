@@ -178,7 +178,7 @@ def map_of(self:Plan, norm:nn.Module) -> Affine:
         for u in p.users:
             if p not in u.params: raise Keep('read', name=self.names[norm], op=u)
     a = rule.affine(norm, self.names[norm])
-    if any(v.shape[rule.axis % len(v.shape)]!=len(a.scale) for c in calls for v in c.inputs): raise own # one number for all channels, in timm's LayerScale
+    if any(v.shape[rule.axis_of(norm) % len(v.shape)]!=len(a.scale) for c in calls for v in c.inputs): raise own # broadcast, in timm's LayerScale
     return a
 
 # %% ../nbs/05_plan.ipynb #a5e97505

@@ -231,5 +231,5 @@ def test_load():
     model = scaled(lambda m,x: m.g*m.conv(x))
     rep,folded = fold(model, images)
     with pytest.raises(FoldError, match=r'\(0.g\): make it as .*load the whole model instead'): BN_Folder(layer_scale=True).load(model, folded.state_dict())
-    with pytest.raises(FoldError, match=r"'0' has its `weight` on the meta device, without values: give it memory"):
+    with pytest.raises(FoldError, match="Sequential is on the meta device, .*: give it memory"):
         BN_Folder().load(nn.Sequential(nn.Linear(2, 2)).to('meta'), {})
