@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['BN_Folder', 'FoldCallback', 'FoldReport', 'FoldError', 'LayerRule', 'NormRule', 'fold_conv_bn', 'fold_linear_bn',
-           'fold_normalize', 'benchmark', 'fold_cost']
+           'fold_normalize', 'agreement', 'draw_agreement', 'benchmark', 'fold_cost']
 
 # %% ../nbs/11_all.ipynb #efdb0889
 from .affine import FoldError, LayerRule, NormRule, fold_conv_bn, fold_linear_bn, fold_normalize
 from .folder import BN_Folder
 from .report import FoldReport
+from .agreement import agreement, draw_agreement
 from .bench import benchmark
 from .cost import fold_cost
 from .learner import FoldCallback
 _all_ = ['BN_Folder', 'FoldCallback', 'FoldReport', 'FoldError', 'LayerRule', 'NormRule',
-    'fold_conv_bn', 'fold_linear_bn', 'fold_normalize', 'benchmark', 'fold_cost']
+    'fold_conv_bn', 'fold_linear_bn', 'fold_normalize', 'agreement', 'draw_agreement', 'benchmark', 'fold_cost']
