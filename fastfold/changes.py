@@ -134,7 +134,12 @@ def restore_block(model:nn.Module, changes:list[Change]) -> None: # changes: the
     "Take the last of `changes` back"
     c = changes[-1]
     layers:list[Pair] = [(m.region.layers[0].func.weight, m.layer.get_parameter('weight')) for m in c.merges if m.layer]
-    follow_model(c.old, layers or replaced(model, changes))
+    merged = max((i for i,o in enumerate(changes[:-1]) if any(m.layer for m in o.merges)), default=-1) # what was changed before has no place in `model` now
+    follow_model(c.old, layers or replaced(model, changes[merged+1:]))
+    kept,now = set(c.get(model).modules()),c.get(model).training
+    if now!=c.old.training:
+        for m in c.old.modules():
+            if m not in kept: m.training = now
     c.put(model, c.old)
 
 def restore(model:nn.Module, changes:list[Change]) -> None:
@@ -145,8 +150,9 @@ def restore(model:nn.Module, changes:list[Change]) -> None:
         restore_block(model, changes[:at+1])
         return restore(model, changes[:at])
     pairs = replaced(model, changes)
-    for c in changes:
-        if c.kind=='_modules': follow_model(c.old, pairs)
+    for c in (c for c in changes if c.kind=='_modules'):
+        follow_model(c.old, pairs)
+        if c.get(model).training!=c.old.training: c.old.train(c.get(model).training)
     for old,now in pairs: old.data = old.data.to(now)
     for c in reversed(changes): c.put(model, c.old)
 
@@ -162,5 +168,5 @@ def copy_with(model:nn.Module, changes:list[Change]) -> nn.Module:
     for c in changes:
         if not c.merges and c.get(res) is not c.new: raise FoldError(
             f"the copy of '{c.owner}' doesn't have what it should (a `__deepcopy__` of its own?): use fold(..., inplace=True), which needs no copy")
-    for c in blocks: place(res, [replace(c, old=c.get(res), new=None)])
+    place(res, [replace(c, old=c.get(res), new=None) for c in blocks])
     return res

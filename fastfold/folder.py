@@ -188,8 +188,8 @@ class BN_Folder:
         layers:Iterable[type]|None=None, # The only types of layer to fold into; all there are rules for by default
         handlers:dict[type|str,NormRule|LayerRule]|None=None, # Rules for further types of norm or layer, or in place of those there are
         forward:bool=True, # Also fold into the layers after a norm?
-        layer_scale:bool=False, # Also fold what multiplies each channel by a parameter, as ConvNeXt's layer scale?
-        merge:bool=False, # Also make one layer of parallel ones that are added up? That rewrites the forward of modules
+        layer_scale:bool=False, # Also fold what multiplies each channel by a parameter, as ConvNeXt's layer scale? May rewrite forwards, too
+        merge:bool=False, # Also make one layer of parallel ones that are added up? That rewrites the forward of modules, as it is in evaluation
         verify:bool=True, # Compare the folded model with the original on the example batch?
         tol:float|None=None # Largest relative difference that verification allows; by default, what rounding explains
     ):
@@ -322,9 +322,9 @@ def fold(self:BN_Folder,
 @patch
 def unfold(self:BN_Folder) -> nn.Module|None: # The model last folded in place, as it was; None if there is none
     "Take back the last fold in place: the same parameters and norms return, bit for bit"
-    model,changes,self.changes = self.model,self.changes,[]
-    if model is not None: restore(model, changes)
-    return model
+    if self.model is not None: restore(self.model, self.changes)
+    self.changes = []
+    return self.model
 
 # %% ../nbs/06_folder.ipynb #37c82da1
 def shape_changes(model:nn.Module, state:dict[str,Any], norms:dict[type|str,NormRule]) -> list[Change]:

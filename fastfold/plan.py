@@ -176,7 +176,7 @@ def map_of(self:Plan, norm:nn.Module) -> Affine:
     if any(c.training for c in calls): raise Keep('trains')
     for p in self.flow.calls[norm][0].params:
         for u in p.users:
-            if p not in u.params: raise Keep('read', name=self.names[norm], op=u)
+            if p not in u.params or isinstance(u.func, LayerScale)!=isinstance(norm, LayerScale): raise Keep('read', name=self.names[norm], op=u)
     a = rule.affine(norm, self.names[norm])
     if any(v.shape[rule.axis_of(norm) % len(v.shape)]!=len(a.scale) for c in calls for v in c.inputs): raise own # broadcast, in timm's LayerScale
     return a
@@ -199,12 +199,14 @@ def start(self:Plan, value:Value, norm:nn.Module, a:Affine) -> Step:
     "All of `value` to go through `a`, the map of `norm`"
     return first_step(value, a, rule_of(norm, self.norms).axis_of(norm) % len(value.shape))
 
+_sharing = 'expand expand_as broadcast_to chunk split split_with_sizes tensor_split unbind'.split() # what they make can't be written into, or not alone
+
 @patch
 def walk_back(self:Plan, call:Op, a:Affine) -> Iterator[Edit]:
     "The layers before `call` of a norm"
     op = call.inputs[0].producer
     while op and (THROUGH.get(op.func) is through_moves or self.is_gone(op.func)): # what shares its elements can't be written into one by one
-        writer = op.name in ('expand', 'expand_as', 'broadcast_to') and self.flow.writer(call.outputs[0], call)
+        writer = op.name in _sharing and self.flow.writer(call.outputs[0], call)
         if writer: raise Keep('written', op=writer)
         op = op.inputs[0].producer
     return self.back(self.start(call.inputs[0], call.func, a), call)
@@ -248,7 +250,7 @@ def in_order(norms:list[nn.Module], flow:Flow) -> list[nn.Module]:
 def branches(self:Plan) -> list[tuple[set[nn.Module],nn.Module]]: # What is in the part, and one beside it that never ran
     "Parts that were chosen where there were others"
     norms,res = set(self.all_norms),list[tuple[set[nn.Module],nn.Module]]()
-    own = norms.union(m for m in self.names if has_kind(m, self.layers))
+    own = norms.union(m for m in self.names if has_kind(m, self.layers) or LayerScale in self.norms and m._parameters)
     if self.flow.called.issuperset(own): return res
     def size(m): return getattr(m, 'num_features', None) if m in norms else None
     for m in self.names:
@@ -262,6 +264,7 @@ def branches(self:Plan) -> list[tuple[set[nn.Module],nn.Module]]: # What is in t
 @patch
 def check_branch(self:Plan, norm:nn.Module, edits:list[Edit]) -> None:
     "A norm and the layers it goes into are all in the same one of the parts to choose from, or all outside of them"
+    if isinstance(norm, LayerScale): norm = self.model.get_submodule(self.names[norm].rpartition('.')[0]) # whose forward it stands for
     for inside,unused in self.chosen:
         if any((e.layer in inside)!=(norm in inside) for e in edits): raise Keep('choice', name=self.names[unused])
 

@@ -1,0 +1,157 @@
+"""Forwards that torch.fx writes anew, for a merge or a scale: all that a trace can't know, and that undo is exact whatever came in between"""
+from copy import deepcopy
+import pytest, torch
+from torch import nn
+from fastfold.folder import BN_Folder
+from random_nets import difference, live
+from test_merge import Block, batch, check_same, conv, images, state
+from test_scales import gamma
+
+class Scale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.g = gamma(4, 1, 1)
+    def forward(self, x): return x*self.g
+
+class Sum(nn.Module):
+    "Two layers that can be one"
+    def __init__(self, **children):
+        super().__init__()
+        self.a,self.c = conv(padding=1),conv(padding=1)
+        for k,m in children.items(): setattr(self, k, m)
+    def forward(self, x): return self.a(x) + self.c(x)
+
+def stays(model, *xb, others=(), why='', verify=False, **options):
+    "Folding `model` changes nothing of it, nor of what it computes for `xb` and `others`; returns the report and the folded model"
+    live(model)
+    xs,before,folder = [xb, *others],state(model),BN_Folder(verify=verify, **dict(merge=True, layer_scale=True) | options)
+    with torch.no_grad():
+        want = [model(*x) for x in xs]
+        folder.plan(model, *xb)
+        folded = folder.fold(model, *xb)
+        check_same(before, state(model))
+        for x,w in zip(xs, want): assert difference([w], [folded(*x)])<1e-9, str(folder.report)
+    reasons = [r.reason for r in (*folder.report.rows, *folder.report.sums) if r.reason]
+    assert any(why in r for r in reasons) if why else not reasons, reasons
+    return folder.report,folded
+
+def test_two_folds_in_place():
+    rep = Block(lambda m,x: m.a(x) + m.b(x) + x, a=nn.Sequential(conv(padding=1), nn.BatchNorm2d(4)), b=conv(k=1))
+    model = live(nn.Sequential(rep, Scale(), nn.ReLU()))
+    before,folder = state(model),BN_Folder(layer_scale=True, merge=True)
+    for _ in range(2): folder.fold(model, images, inplace=True)
+    folder.unfold()
+    check_same(before, state(model))
+    for _ in range(2): folder.fold(model, images, inplace=True)
+    model.float()
+    folder.unfold()
+    assert {p.dtype for p in model.parameters()}=={torch.float32}
+
+def test_buffers_of_parts():
+    "A trace reads what belongs to a part that stays a part; neither the original nor its state dict changes"
+    class Pos(nn.Module):
+        def __init__(self, plain):
+            super().__init__()
+            t = torch.rand(1, dtype=torch.float64)
+            if plain: self.t = t
+            else: self.register_buffer('t', t, persistent=False)
+        def forward(self, x): return (x.relu()+1).relu()
+    for plain in (False, True):
+        scaled,summed = (lambda m,x: m.g*m.a(m.pos(x)) + m.pos.t),(lambda m,x: (lambda p: m.a(p) + m.c(p) + m.pos.t)(m.pos(x)))
+        for f,more in (scaled, dict(g=gamma(4, 1, 1))),(summed, dict(c=conv())):
+            block = Block(f, pos=Pos(plain), a=conv(), **more)
+            keys = nn.Sequential(block).state_dict().keys()
+            _,folded = stays(nn.Sequential(block, nn.Identity()), images)
+            assert nn.Sequential(block).state_dict().keys()==keys and folded.state_dict().keys()<=keys|{'0.a.bias'}
+
+class Choose(nn.Module):
+    def __init__(self, *heads):
+        super().__init__()
+        self.conv,self.heads = conv(),nn.ModuleList(heads)
+    def forward(self, x, k): return self.heads[k](self.conv(x)).relu()
+
+def test_choice():
+    "The scale of one of several parts doesn't go into what all of them have"
+    stays(Choose(Scale(), Scale()), images, 0, others=[(images, 1)], why='is never run')
+    def head(): return Block(lambda m,x: m.conv((x*m.g).relu()), conv=conv(), g=gamma(4, 1, 1))
+    stays(Choose(head(), head()), images, 0, others=[(images, 1)], why='is never run')
+    def own(): return Block(lambda m,x: m.g*m.conv(x), conv=conv(), g=gamma(4, 1, 1))
+    rep,_ = stays(Choose(own(), own()), images, 0, others=[(images, 1)])
+    assert len(rep.folded)==1
+
+@pytest.mark.parametrize('f', [lambda y,flag: y.sigmoid() if flag is None else y.relu(), lambda y,flag: y if flag is None else y+flag,
+    lambda y,flag: y.sigmoid() if isinstance(flag, type(None)) else y], ids=['none', 'mask', 'type'])
+@pytest.mark.parametrize('scale', [False, True])
+def test_optional(f, scale):
+    class Inner(Sum):
+        def forward(self, x, flag): return f(self.g*self.a(x) if scale else self.a(x) + self.c(x), flag)
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.b = Inner(g=gamma(4, 1, 1))
+        def forward(self, x, flag=None): return self.b(x, flag)
+    stays(Outer(), images, images, others=[(images,)], why="torch.fx can't trace 'b'")
+
+def test_autocast():
+    class Exact(Sum):
+        def forward(self, x):
+            with torch.autocast('cpu', enabled=False): return self.a(x) + self.c(x)
+    stays(nn.Sequential(Exact(), nn.Identity()), images, why='autocast')
+
+@pytest.mark.parametrize('name', ['graph', 'code', 'meta', 'recompile', 'to_folder'])
+def test_names_of_fx(name):
+    class Named(Sum):
+        def forward(self, x): return (self.a(x) + self.c(x)).relu()*getattr(self, name)
+    stays(nn.Sequential(Named(**{name: gamma(1)}), nn.Identity()), images, why='for itself')
+
+def test_part_out_of_sight():
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv,self.g = conv(),gamma(4, 1, 1)
+            self.parts = [Block(lambda m,x: x*m.g)]
+            self.parts[0].g = self.g
+        def forward(self, x): return self.parts[0](self.conv(x))
+    stays(nn.Sequential(Hidden(), nn.Identity()), images, why="can't be had in 'Block'")
+
+def test_weight_of_a_norm():
+    "It also multiplies channels elsewhere"
+    stays(nn.Sequential(Block(lambda m,x: m.d(m.bn(m.conv(x)).relu()*m.bn.weight.view(-1, 1, 1)), conv=conv(), bn=nn.BatchNorm2d(4), d=conv())), images,
+        why='also read')
+
+def test_written_part():
+    "Parts of one tensor: PyTorch lets nobody write into them where there are gradients"
+    def f(m, x):
+        a,b = m.conv(x).chunk(2, 1)
+        return torch.relu_(m.bn(a)) + b
+    model = nn.Sequential(Block(f, conv=conv(), bn=nn.BatchNorm2d(2)))
+    _,folded = stays(model, images, why='writes into its input')
+    folded(images).sum().backward()
+
+def test_flags_follow():
+    "What was set aside goes into training or evaluation with the model"
+    model = live(nn.Sequential(conv(), nn.BatchNorm2d(4), Block(lambda m,x: m.a(x) + m.n(x), a=conv(padding=1), n=nn.BatchNorm2d(4)), nn.ReLU()))
+    want,folder = model(images),BN_Folder(merge=True)
+    model.train()
+    folder.fold(model, images, inplace=True)
+    model.eval()
+    folder.unfold()
+    assert not any(m.training for m in model.modules()) and torch.equal(model(images), want)
+    model[2].n.train()
+    folder.fold(model, images, inplace=True)
+    folder.unfold()
+    assert [n for n,m in model.named_modules() if m.training]==['2.n']
+
+def test_scale_of_a_sum():
+    "It is among the members of the merged layer, and not reported as kept"
+    rep,_ = stays(nn.Sequential(Block(lambda m,x: m.g*(m.a(x) + m.b(x) + x), a=conv(padding=1), b=conv(k=1), g=gamma(4, 1, 1)), nn.ReLU()), images)
+    assert not rep.kept and '0.g' in rep.merged[0].members and rep.folded[0].into==['0.a']
+
+def test_registered_twice():
+    block = Block(lambda m,x: m.g*m.conv(x), conv=conv(), g=gamma(4, 1, 1))
+    model = live(Block(lambda m,x: m.p(x), p=block, q=block))
+    folded = BN_Folder(layer_scale=True).fold(model, images)
+    assert folded.p is folded.q and 'g' not in dict(folded.p.named_parameters())
+    assert difference([model(images)], [deepcopy(folded)(images)])<1e-9
+
+def test_other_sizes(): stays(nn.Sequential(Sum(), nn.ReLU()), images, others=[(batch(1, 4, 3, 3),)])
