@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Notes', 'Region', 'is_pool', 'pool_of', 'multiplications', 'module_state', 'asks_for_types', 'steps_of',
-           'depends_on_none', 'no_autocast', 'traced', 'plain', 'noting', 'paired', 'Merge', 'unneeded', 'is_written',
-           'free_name', 'name_all', 'by_block', 'lost', 'rewritten', 'as_module', 'Found', 'finder_of', 'find_merges',
-           'refused_row', 'find_cuts']
+           'depends_on_none', 'taken_names', 'left_out', 'no_autocast', 'traced', 'as_module', 'plain', 'noting',
+           'paired', 'Merge', 'unneeded', 'is_written', 'free_name', 'name_all', 'by_block', 'lost', 'rewritten',
+           'Found', 'finder_of', 'find_merges', 'refused_row', 'find_cuts']
 
 # %% ../nbs/05c_merge.ipynb #9e9fdaca
 from collections import defaultdict
@@ -246,6 +246,19 @@ def depends_on_none(block:nn.Module, graph:fx.Graph, is_leaf:Callable[[nn.Module
         if steps_of(other)!=steps_of(graph): return True
     return False
 
+_reserved = {*dir(fx.GraphModule), '_code', '_graph', 'code', 'graph', 'meta'} # names that a GraphModule needs for itself
+
+def taken_names(graph:fx.Graph) -> list[str]:
+    "What has a name that fx needs for something else"
+    return [n.target for n in graph.nodes if n.op in ('call_module','get_attr') and str(n.target).split('.')[0] in _reserved]
+
+def left_out(parts:list[nn.Module], graph:fx.Graph) -> str: # parts: whose forwards were followed; '' if there is nothing
+    "What `graph` doesn't show of these forwards, or can't have"
+    if any(map(asks_for_types, parts)): return 'it asks for the type of something'
+    if bad := taken_names(graph): return f"it needs the name of '{bad[0]}' for itself"
+    given = (a for n in graph.nodes for a in tree_leaves((n.args, n.kwargs)))
+    return "it can't write down numbers of numpy" if any(type(a).__module__=='numpy' for a in given) else ''
+
 def no_autocast(self): raise RuntimeError('it changes autocast, which a trace leaves out')
 
 # %% ../nbs/05c_merge.ipynb #2bbc3e69
@@ -263,13 +276,13 @@ def traced(
         copy = deepcopy(block, {id(t):t for t in (*block.parameters(), *block.buffers())})
         before,tracer = module_state(copy),_Tracer(is_leaf)
         with mock.patch.object(torch.autocast, '__enter__', no_autocast): graph = tracer.trace(copy)
-        if any(map(asks_for_types, [copy, *tracer.followed])): raise TypeError('it asks for the type of something')
     except Keep: raise
     except Exception as e: raise Unmerged('trace', name=name, why=str(e).partition('\n')[0] or type(e).__name__) from e
     after = module_state(copy)
     same = len(after)==len(before) and all(k==l and v is w and m==n for (k,v,m),(l,w,n) in zip(after, before))
     if not same: raise Unmerged('stores', name=name)
-    if depends_on_none(copy, graph, is_leaf): raise Unmerged('trace', name=name, why='it asks whether something is None')
+    why = left_out([copy, *tracer.followed], graph) or ('it asks whether something is None' if depends_on_none(copy, graph, is_leaf) else '')
+    if why: raise Unmerged('trace', name=name, why=why)
     return graph
 
 # %% ../nbs/05c_merge.ipynb #f6d62d16
@@ -299,6 +312,20 @@ def graph(self:Finder, name:str, regions:list[Region]) -> fx.Graph:
             if not f'{u.where}.'.startswith(f'{name}.') and not u.asks_only: raise Keep('read', name=k.rpartition('.')[0], op=u)
     return traced(block, name, self.leaf_in(name, regions))
 
+# %% ../nbs/05c_merge.ipynb #3248ee19
+def as_module(block:nn.Module, layers:dict[str,nn.Module], graph:fx.Graph) -> fx.GraphModule: # layers: new ones, by name
+    "`graph` as a module like `block`"
+    root = nn.Module()
+    vars(root).update(vars(block))
+    root._modules = {**block._modules, **layers}
+    flags = [(m, m.training) for m in root.modules()]
+    new = fx.GraphModule(root, graph, type(block).__name__).train(block.training)
+    for m,f in flags: m.training = f
+    for n,m in new.named_modules(): # buffers of what fx made
+        if n in layers or (old := block.get_submodule(n)) is m: continue
+        m._non_persistent_buffers_set = {k for k in m._buffers if k not in old._buffers or k in old._non_persistent_buffers_set}
+    return new
+
 # %% ../nbs/05c_merge.ipynb #c6d5d214
 def plain(o:Any) -> Any:
     "`o` with ordinary lists and dicts in place of those of fx"
@@ -307,28 +334,32 @@ def plain(o:Any) -> Any:
 
 class _Noting(fx.Interpreter):
     "Runs a graph, and notes what each of its nodes returns"
-    def __init__(self, block:nn.Module, graph:fx.Graph, rec:Recorder, notes:dict[fx.Node,Value]):
+    def __init__(self, block:nn.Module, graph:fx.Graph, note:Callable[[fx.Node,Tensor],None]):
         super().__init__(block, graph=graph)
-        self.rec,self.notes = rec,notes
+        self.note = note
 
     def fetch_args_kwargs_from_env(self, n): return plain(super().fetch_args_kwargs_from_env(n))
     def run_node(self, n):
         res = super().run_node(n)
-        if isinstance(res, Tensor) and n.op!='output': self.notes[n] = self.rec.value(res)
+        if isinstance(res, Tensor) and n.op!='output': self.note(n, res)
         return res
 
 @contextmanager
-def noting(block:nn.Module, graph:fx.Graph, rec:Recorder, notes:dict[fx.Node,Value]) -> Iterator[None]:
-    "`block` runs as `graph`, node by node"
-    bind = signature(block.forward).bind
-    block.forward = lambda *args, **kwargs: _Noting(block, graph, rec, notes).run(*bind(*args, **kwargs).args)
+def noting(model:nn.Module, name:str, graph:fx.Graph, note:Callable[[fx.Node,Tensor],None]) -> Iterator[None]: # note: called with what each node returns
+    "The module `name` of `model` runs as `graph`, node by node, and is to all that look at it what fx would make of it"
+    block = model.get_submodule(name)
+    new,bind = as_module(block, {}, graph),signature(block.forward).bind
+    new.forward = lambda *args, **kwargs: _Noting(new, graph, note).run(*bind(*args, **kwargs).args)
+    places = [(m, k) for m in model.modules() for k,o in m._modules.items() if o is block]
+    for m,k in places: m._modules[k] = new
     try: yield
-    finally: del block.forward
+    finally:
+        for m,k in places: m._modules[k] = block
 
 # %% ../nbs/05c_merge.ipynb #3209b54c
 def paired(a:Flow, b:Flow) -> dict[Value,Value]|None: # What each value of `a` is in `b`; None if they differ
     "Do two records show the same, but for operations being in place?"
-    res = {v:b.params[k] for k,v in a.params.items()}
+    res = {v:b.params[k] for k,v in a.params.items() if k in b.params}
     def alike(v, w): return res.setdefault(v, w) is w and (v.shape,v.dtype)==(w.shape,w.dtype)
     def agree(vs, ws): return len(vs)==len(ws) and all(map(alike, vs, ws))
     def said(o): return o.name.rstrip('_'),[a for a in tree_leaves((o.args, o.kwargs)) if not isinstance(a, Value)]
@@ -343,10 +374,11 @@ Notes = dict[fx.Node,Value]
 def replay(self:Finder, graphs:dict[str,fx.Graph], args:tuple, kwargs:dict) -> tuple[Flow,dict[Value,Value],Notes]|None: # None if they do other things
     "A pass in which some modules run as `graphs`"
     model,notes = self.plan.model,Notes()
-    rec = Recorder(model, self.is_leaf)
+    def note(n, t): notes[n] = rec.value(t)
     try:
         with ExitStack() as stack:
-            for n,g in graphs.items(): stack.enter_context(noting(model.get_submodule(n), g, rec, notes))
+            for n,g in graphs.items(): stack.enter_context(noting(model, n, g, note))
+            rec = Recorder(model, self.is_leaf)
             rec.follow('', args, kwargs)
     except Exception: return None
     pairs = paired(self.plan.flow, rec.flow)
@@ -411,7 +443,7 @@ def locate(self:Finder, m:Merge, flow:Flow, pairs:dict[Value,Value], notes:Notes
     if any(n not in gone for v in inside for n in at[v]): raise Unmerged('users', op=r.ops[-1])
     def origin(n): return n if n is m.take or not self.hands_on(n, r.block) or not n.args else origin(n.args[0])
     if any(origin(n) is not m.take for n in at[take] if not gone.isdisjoint(n.users)): raise Unmerged('hidden', name=r.block)
-    made,known = {at[v][0] for v in {give, *inside}},{take, give, *inside, *(pairs[p] for p in self.params)}
+    made,known = {at[v][0] for v in {give, *inside}},{take, give, *inside, *(pairs[p] for p in self.params if p in pairs)}
     if not all(notes.get(n) in known and (n in made or self.hands_on(n, r.block)) for n in m.gone): raise Unmerged('number')
     if any(notes.get(i) not in known for n in m.gone for i in n.all_input_nodes if i not in gone): raise Unmerged('number') # it serves others too
     if is_written(flow, take, give.producer): raise Unmerged('written')
@@ -453,7 +485,7 @@ def free_name(part:str, used:set[str]) -> str:
 def name_all(merges:list[Merge]) -> None: # merges: all of one module
     "Name each new layer after the largest one that it replaces"
     gone = {n for m in merges for n in m.gone}
-    used = {n.target for n in merges[0].graph.nodes if n.op in ('call_module','get_attr') and n not in gone}
+    used = _reserved | {n.target for n in merges[0].graph.nodes if n.op in ('call_module','get_attr') and n not in gone}
     for m in (m for m in merges if m.layer):
         base = max(m.region.layers, key=lambda o: o.func.weight.numel())
         m.name = free_name(base.name[len(m.region.block)+1:], used)
@@ -489,19 +521,6 @@ def rewritten(
     for n in graph.nodes: n.type = None
     return as_module(block, {m.name:m.layer for m in merges if m.layer}, graph)
 
-def as_module(block:nn.Module, layers:dict[str,nn.Module], graph:fx.Graph) -> fx.GraphModule: # layers: new ones, by name
-    "`graph` as a module like `block`"
-    root = nn.Module()
-    vars(root).update(vars(block))
-    root._modules = {**block._modules, **layers}
-    flags = [(m, m.training) for m in root.modules()]
-    new = fx.GraphModule(root, graph, type(block).__name__).train(block.training)
-    for m,f in flags: m.training = f
-    for n,m in new.named_modules(): # buffers of what fx made
-        if n in layers or (old := block.get_submodule(n)) is m: continue
-        m._non_persistent_buffers_set = {k for k in m._buffers if k not in old._buffers or k in old._non_persistent_buffers_set}
-    return new
-
 # %% ../nbs/05c_merge.ipynb #0ab4cf6e
 @patch
 def agreeing(self:Finder, graphs:dict[str,fx.Graph], args:tuple, kwargs:dict) -> tuple[dict[str,fx.Graph],tuple|None]: # And what `replay` returns
@@ -511,17 +530,6 @@ def agreeing(self:Finder, graphs:dict[str,fx.Graph], args:tuple, kwargs:dict) ->
     names,good = list(graphs),dict[str,fx.Graph]()
     for part in names[::2],names[1::2]: good |= self.agreeing({n:graphs[n] for n in part}, args, kwargs)[0]
     return good,self.replay(good, args, kwargs) if good else None
-
-_reserved = {*dir(fx.GraphModule), '_code', '_graph', 'code', 'graph', 'meta'}
-
-@patch
-def check_names(self:Finder, name:str, merges:list[Merge]) -> None: # merges: all of the module `name`
-    "All that `name` consists of must find its place in what fx makes of it"
-    block,gone = self.plan.model.get_submodule(name),{n for m in merges for n in m.gone}
-    targets = [str(n.target) for n in merges[0].graph.nodes if n.op in ('call_module','get_attr') and n not in gone]
-    bad = next((t for t in (*targets, *(m.name for m in merges)) if t.split('.')[0] in _reserved), None)
-    if bad: raise Unmerged('trace', name=name, why=f"it needs the name of '{bad}' for itself")
-    if lost(block, rewritten(block, merges), merges): raise Unmerged('parts', name=name)
 
 @patch
 def settle(self:Finder, merges:list[Merge], args:tuple, kwargs:dict) -> list[tuple[Merge,Reason]]: # With why it can't be done, or ''
@@ -538,8 +546,7 @@ def settle(self:Finder, merges:list[Merge], args:tuple, kwargs:dict) -> list[tup
         except Keep as e: why[m] = e.reason
     for name,ms in by_block([m for m in merges if not why[m]]).items():
         name_all(ms)
-        try: self.check_names(name, ms)
-        except Keep as e: why |= dict.fromkeys(ms, e.reason)
+        if lost(block := self.plan.model.get_submodule(name), rewritten(block, ms), ms): why |= dict.fromkeys(ms, Unmerged('parts', name=name).reason)
     return list(why.items())
 
 # %% ../nbs/05c_merge.ipynb #0d73163e

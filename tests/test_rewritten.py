@@ -1,6 +1,6 @@
 """Forwards that torch.fx writes anew, for a merge or a scale: all that a trace can't know, and that undo is exact whatever came in between"""
 from copy import deepcopy
-import pytest, torch
+import numpy as np, pytest, torch
 from torch import nn
 from fastfold.folder import BN_Folder
 from random_nets import difference, live
@@ -103,6 +103,20 @@ def test_names_of_fx(name):
     class Named(Sum):
         def forward(self, x): return (self.a(x) + self.c(x)).relu()*getattr(self, name)
     stays(nn.Sequential(Named(**{name: gamma(1)}), nn.Identity()), images, why='for itself')
+
+@pytest.mark.parametrize('use', [lambda b,x: b(x).relu()*b.dim, lambda b,x: b(x) if isinstance(b, Sum) else x, lambda b,x: b.more(b(x).relu()),
+    lambda b,x: b(x).relu()*len(b.sizes)], ids=['attribute', 'class', 'method', 'list'])
+def test_looked_at(use):
+    "The forward around a block asks it for what a module of torch.fx hasn't got"
+    class Asked(Sum):
+        dim,sizes = 2,[1, 2]
+        def more(self, y): return y
+    stays(nn.Sequential(Block(lambda m,x: use(m.b, x).relu(), b=Asked())), images, why="'0.b' does other things when it is traced")
+
+def test_numpy_number():
+    class Root(Sum):
+        def forward(self, x): return (self.a(x) + self.c(x)).sigmoid()*np.sqrt(2.)
+    stays(nn.Sequential(Root(), nn.Identity()), images, why='numbers of numpy')
 
 def test_part_out_of_sight():
     class Hidden(nn.Module):
