@@ -387,7 +387,7 @@ def replay(self:Finder, graphs:dict[str,fx.Graph], args:tuple, kwargs:dict) -> t
 # %% ../nbs/05c_merge.ipynb #386a337c
 @dataclass(eq=False)
 class Merge:
-    "One layer in place of a region"
+    "One layer in place of a region, or nothing"
     region:Region
     layer:nn.Module|None # None if the region goes, and leaves nothing
     graph:fx.Graph # Of the module whose forward changes

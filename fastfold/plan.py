@@ -134,7 +134,7 @@ def rule(self:Plan, m:nn.Module, rules:dict[type|str,Any]) -> Any:
     if is_hooked(m): raise Keep('hooked', name=name)
     rule = rule_of(m, rules)
     if rule is None: raise Keep('own_forward', name=name, kind=kind)
-    own = [self.flow.params[f'{name}.{k}'.strip('.')] for k in own_tensors(m)]
+    own = [self.flow.params[f'{name}.{k}'.strip('.')] for k in own_tensors(m)] # a LayerScale has the name of its parameter
     if any(c.params!=own for c in self.flow.calls.get(m, ())): raise Keep('replaced', name=name)
     if any(p.escape for p in own): raise Keep('escapes', side='weight', why=next(p.escape for p in own if p.escape))
     return rule
