@@ -8,11 +8,10 @@ __all__ = ['Call', 'outputs', 'enclosing', 'stretches', 'open_at', 'places', 'ag
 # %% ../nbs/06c_agreement.ipynb #d396e142
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
-import math
+import itertools, math
 import torch
 from torch import nn, Tensor
-from torch.utils._pytree import tree_map_only
-from .flow import fresh, run, tensors_in
+from .flow import fresh, in_float64, run, tensors_in
 from .folder import disagreement
 from .report import card, colors, FoldReport, write
 
@@ -32,8 +31,8 @@ def outputs(
     "What modules of `model` return in a pass"
     res:dict[Call,list[Tensor]] = {}
     def keep(name):
-        def hook(m, i, o): res[name, sum(n==name for n,_ in res)] = [t.detach().clone() for t in tensors_in(o)]
-        return hook
+        calls = itertools.count()
+        return lambda m,i,o: res.update({(name, next(calls)): [t.detach().clone() for t in tensors_in(o)]})
     hooks = [model.get_submodule(n).register_forward_hook(keep(n)) for n in names]
     try: run(model, *fresh(args, kwargs))
     finally:
@@ -78,14 +77,13 @@ def agreement(
     "The largest difference after each call of a layer, and how much rounding makes of the original; relative to the largest value"
     import pandas as pd
     names,parts = places(model, folded, report)
-    def exact(o): return tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, o)
     def eps(ts): return max((torch.finfo(t.dtype).eps for t in ts if t.is_floating_point()), default=0.)
     inputs = (xb, kw or {})
-    a,b,c = outputs(model, names, *inputs),outputs(folded, names, *inputs),outputs(deepcopy(model).double(), names, *exact(inputs))
+    a,b,c = outputs(model, names, *inputs),outputs(folded, names, *inputs),outputs(deepcopy(model).double(), names, *in_float64(inputs))
     differ = {i for o in parts for i in open_at([n for n,_ in a], o)}
     def label(n, k): return (n or 'the model') + f' ({k+1})'*((n,1) in a)
     calls = [k for i,(k,ts) in enumerate(a.items()) if i not in differ and k in b and eps(ts)]
-    rows = [(label(*k), disagreement(a[k], b[k]), disagreement(c[k], exact(a[k])), eps(a[k])) for k in calls]
+    rows = [(label(*k), disagreement(a[k], b[k]), disagreement(c[k], in_float64(a[k])), eps(a[k])) for k in calls]
     return pd.DataFrame(rows, columns=['layer', 'difference', 'rounding', 'resolution'])
 
 # %% ../nbs/06c_agreement.ipynb #4c638341

@@ -45,7 +45,8 @@ def cost_text(cost:FoldCost)->str: # Several lines
         q1,q2,q3 = cost.ratio(copies, passes)
         return f'fold / {label}: {q2:.2f} ({q1:.2f} to {q3:.2f})'
     times = ', '.join(f'{k} {show_ms(quartiles(ts)[1]*1e3)}' for k,ts in cost.times.items())
-    return '\n'.join([times, line('deepcopy', 1, 0), line('(1.5 deepcopy + forward)', 1.5, 1), cost.setting])
+    ratios = [line('deepcopy', 1, 0), line('(1.5 deepcopy + forward)', 1.5, 1), line('1.5 (deepcopy + forward)', 1.5, 1.5)]
+    return '\n'.join([times, *ratios, cost.setting])
 
 # %% ../nbs/08_cost.ipynb #f6518eb5
 def fold_cost(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Value', 'Op', 'Pass', 'Flow', 'tensors_in', 'storage_of', 'func_name', 'own_tensors', 'Recorder', 'writing',
            'is_hooked', 'is_torch_own', 'fixed_rng', 'buffers_kept', 'evaluating', 'ExampleError', 'run', 'fresh',
-           'record']
+           'in_float64', 'record']
 
 # %% ../nbs/01_flow.ipynb #d97474c8
 from collections import defaultdict
@@ -86,6 +86,11 @@ class Flow:
     names:dict[nn.Module,str]=field(default_factory=dict) # Modules, with their names in the model
     params:dict[str,Value]=field(default_factory=dict) # Parameters and buffers by name, shared ones under each
     calls:dict[nn.Module,list[Op]]=field(default_factory=dict) # The calls of each module taken as a whole
+
+    @property
+    def main(self) -> Pass|None: # None if only parts of it were run
+        "The run of the model itself"
+        return next((p for p in self.passes if not p.name), None)
 
     def writer(self, value:Value, after:Op) -> Op|None:
         "A call later than `after` that writes into the memory of `value`, or any that lets others do so"
@@ -374,6 +379,10 @@ def run(
 def fresh(*trees:Any) -> Any:
     "`trees` with copies of their tensors: a model may write into its input"
     return tree_map_only(Tensor, lambda t: t.detach().clone(), trees)
+
+def in_float64(trees:Any) -> Any:
+    "`trees` with their tensors of floating point numbers in float64"
+    return tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, trees)
 
 @patch
 def follow(self:Recorder,

@@ -15,14 +15,13 @@ import logging, math, warnings
 import torch
 from torch import nn, Tensor
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_map_only
 from fastcore.basics import patch
 from .affine import exact, FoldError, LAYERS, LayerRule, NORMS, NormRule, rule_of
 from .changes import block_changes, Change, copy_with, make_changes, place, restore, slots, sound_changes
 from .example import examples, inferred
-from .flow import ExampleError, fresh, run, tensors_in
+from .flow import ExampleError, fresh, in_float64, run, tensors_in
 from .kernel import Unmerged
-from .merge import Merge, find_merges, refused_row
+from .merge import Merge, find_merges, finder_of, refused_row
 from .plan import Plan, make_plan, norms_of
 from .reasons import Reason, reason
 from .report import FoldReport, FoldRow, MergeRow, some_names
@@ -156,10 +155,9 @@ def blame(self:Check, err:float) -> dict[nn.Module,Reason]: # The norm, and the 
 @patch
 def twin(self:Check) -> Check:
     "The same comparison in float64"
-    plan,main = self.plan,[p for p in self.plan.flow.passes if not p.name]
-    exactly = partial(tree_map_only, Tensor, lambda t: t.double() if t.is_floating_point() else t)
+    plan,main = self.plan,self.plan.flow.main
     model = deepcopy(plan.model).double()
-    args,kwargs = (exactly(main[0].args), exactly(main[0].kwargs)) if main else (None, None)
+    args,kwargs = in_float64((main.args, main.kwargs)) if main else (None, None)
     new = make_plan(model, args, kwargs, plan.norms, plan.layers, into=plan.into, forward=plan.forward)
     kept = {plan.names[m] for m in plan.all_norms if m not in plan.homes}
     new = replace(new.without({m:Reason() for m in new.homes if new.names[m] in kept}), cuts=plan.cuts)
@@ -236,8 +234,7 @@ def blame_merge(self:Check, merges:list[Merge], err:float) -> MergeRow: # The re
 @patch
 def _example(self:BN_Folder, plan:Plan, xb:tuple, kw:dict) -> tuple[tuple,dict]: # Positional and keyword inputs
     "A batch that the whole model takes"
-    for p in plan.flow.passes:
-        if not p.name: return p.args,p.kwargs
+    if p := plan.flow.main: return p.args,p.kwargs
     if xb or kw: return xb,kw
     if xb := inferred(plan.model): return xb,{}
     raise FoldError(f"no example batch could be inferred for {type(plan.model).__name__}, and merging needs one: give one, as in fold(model, xb)")
@@ -245,7 +242,7 @@ def _example(self:BN_Folder, plan:Plan, xb:tuple, kw:dict) -> tuple[tuple,dict]:
 @patch
 def _merge(self:BN_Folder, model:nn.Module, xb:tuple, kw:dict, verify:bool) -> tuple[list[Change],list[MergeRow],float|None]:
     "Merge what can be merged in `model`, and less until the outputs agree: the changes, which are in effect, rows, and the difference"
-    found = find_merges(model, xb, kw, self.norms, self.into)
+    found = find_merges(finder_of(model, xb, kw, self.norms, self.into))
     merges,rows,err = found.merges,found.refused,None
     if merges and verify:
         check = Check(replace(found.plan, homes={o.func:[] for m in merges for o in m.region.layers}), self.tol)

@@ -30,10 +30,10 @@ from fastcore.basics import patch
 from .affine import Affine, LAYERS, NORMS, NormRule, exact, has_kind, rule_of
 from .flow import Flow, Op, Recorder, Value, evaluating, is_hooked, is_torch_own, record
 from .kernel import Kernel, POOLS, Unmerged, added, composed, identity_kernel, kernel_of, merged_layer, pool_kernel, scaled
-from .plan import Plan, is_computed
+from .plan import Plan, is_computed, leaves
 from .reasons import Keep, Reason, reason
 from .report import MergeRow
-from .scales import scale_calls, ScaleCall
+from .scales import per_channel, scale_calls, ScaleCall, varies_along
 from .through import coefficients, functions
 
 # %% ../nbs/05c_merge.ipynb #15dea7bb
@@ -153,9 +153,9 @@ def own_affine(self:Finder, op:Op, axis:int) -> Affine: # axis: of the channels
         if rule_of(op.func, self.plan.norms).axis_of(op.func)%n!=axis: raise Unmerged('axis', op=op)
         return self.plan.map_of(op.func)
     p = next(v for v in op.inputs if v in self.params)
-    factor = self.tensor(p).expand(value.shape)
-    if any(s and d!=axis for d,s in enumerate(factor.stride()) if value.shape[d]>1): raise Unmerged('axis', op=op)
-    return Affine(exact(factor.movedim(axis, 0).flatten(1)[:,0]), torch.zeros(value.shape[axis], dtype=torch.float64, device=exact(factor[:0]).device))
+    if any(d!=axis for d in varies_along(self.tensor(p), value.shape)): raise Unmerged('axis', op=op)
+    factor = exact(per_channel(self.tensor(p), value.shape, axis))
+    return Affine(factor, torch.zeros_like(factor))
 
 @patch
 def tensor(self:Finder, p:Value) -> Tensor:
@@ -371,15 +371,16 @@ def paired(a:Flow, b:Flow) -> dict[Value,Value]|None: # What each value of `a` i
 Notes = dict[fx.Node,Value]
 
 @patch
-def replay(self:Finder, graphs:dict[str,fx.Graph], args:tuple, kwargs:dict) -> tuple[Flow,dict[Value,Value],Notes]|None: # None if they do other things
+def replay(self:Finder, graphs:dict[str,fx.Graph]) -> tuple[Flow,dict[Value,Value],Notes]|None: # None if they do other things
     "A pass in which some modules run as `graphs`"
-    model,notes = self.plan.model,Notes()
+    model,main,notes = self.plan.model,self.plan.flow.main,Notes()
+    assert main
     def note(n, t): notes[n] = rec.value(t)
     try:
         with ExitStack() as stack:
             for n,g in graphs.items(): stack.enter_context(noting(model, n, g, note))
             rec = Recorder(model, self.is_leaf)
-            rec.follow('', args, kwargs)
+            rec.follow('', main.args, main.kwargs)
     except Exception: return None
     pairs = paired(self.plan.flow, rec.flow)
     return None if pairs is None else (rec.flow, pairs, notes)
@@ -523,22 +524,22 @@ def rewritten(
 
 # %% ../nbs/05c_merge.ipynb #0ab4cf6e
 @patch
-def agreeing(self:Finder, graphs:dict[str,fx.Graph], args:tuple, kwargs:dict) -> tuple[dict[str,fx.Graph],tuple|None]: # And what `replay` returns
+def agreeing(self:Finder, graphs:dict[str,fx.Graph]) -> tuple[dict[str,fx.Graph],tuple|None]: # And what `replay` returns
     "As many of `graphs` as can run in place of their modules, all together"
-    found = self.replay(graphs, args, kwargs) if graphs else None
+    found = self.replay(graphs) if graphs else None
     if found or len(graphs)<2: return graphs if found else {},found
     names,good = list(graphs),dict[str,fx.Graph]()
-    for part in names[::2],names[1::2]: good |= self.agreeing({n:graphs[n] for n in part}, args, kwargs)[0]
-    return good,self.replay(good, args, kwargs) if good else None
+    for part in names[::2],names[1::2]: good |= self.agreeing({n:graphs[n] for n in part})[0]
+    return good,self.replay(good) if good else None
 
 @patch
-def settle(self:Finder, merges:list[Merge], args:tuple, kwargs:dict) -> list[tuple[Merge,Reason]]: # With why it can't be done, or ''
+def settle(self:Finder, merges:list[Merge]) -> list[tuple[Merge,Reason]]: # With why it can't be done, or ''
     "Find the place of each merge in the forward of its module"
     why,blocks = dict.fromkeys(merges, Reason()),by_block(merges)
     for name,ms in blocks.items():
         graph = self.graph(name, [m.region for m in ms]) if len(ms)>1 else ms[0].graph
         for m in ms: m.graph = graph
-    good,found = self.agreeing({n:ms[0].graph for n,ms in blocks.items()}, args, kwargs)
+    good,found = self.agreeing({n:ms[0].graph for n,ms in blocks.items()})
     for m in merges:
         try:
             if m.region.block not in good or found is None: raise Unmerged('differs', name=m.region.block)
@@ -565,22 +566,14 @@ def finder_of(
     into:tuple[type,...]=() # If any, the only types of layer to merge
 ) -> Finder:
     "Record a pass of `model`, to look for what can be changed in its forwards"
-    rules = norms|LAYERS|POOLS
-    def is_leaf(m): return rule_of(m, rules) is not None or has_kind(m, rules) and set(m._modules)<={'parametrizations'}
+    is_leaf = leaves(norms|LAYERS|POOLS)
     return Finder(Plan(model, record(model, args, kwargs, is_leaf).flow, [], norms, LAYERS, into), is_leaf)
 
-def find_merges(
-    model:nn.Module,
-    args:tuple=(), # Positional inputs: one example batch
-    kwargs:dict|None=None, # Keyword inputs
-    norms:dict[type|str,NormRule]=NORMS, # Rules for norms, by type
-    into:tuple[type,...]=() # If any, the only types of layer to merge
-) -> Found:
-    "What can be merged in `model`, as far as one example batch shows"
-    finder = finder_of(model, args, kwargs, norms, into)
-    with evaluating(model):
+def find_merges(finder:Finder) -> Found:
+    "What can be merged in a model, as far as one example batch shows"
+    with evaluating(finder.plan.model):
         merges,refused = finder.candidates()
-        settled = finder.settle(merges, args, kwargs or {}) if merges else []
+        settled = finder.settle(merges) if merges else []
     refused += [(m.region, why) for m,why in settled if why]
     return Found(finder.plan, [m for m,why in settled if not why], [refused_row(r, why) for r,why in refused])
 
@@ -599,15 +592,14 @@ def find_cuts(
     wanted:list[str] # Names of parameters
 ) -> dict[str,Merge|Reason]: # By name, in order of execution; a reason for what has to stay
     "How parameters that channels are multiplied with can leave the forwards of `plan.model`"
-    main = next(((p.args, p.kwargs) for p in plan.flow.passes if not p.name), None)
     res:dict[str,Merge|Reason] = {}
-    if main:
-        finder = finder_of(plan.model, *main, plan.norms, plan.into)
+    if main := plan.flow.main:
+        finder = finder_of(plan.model, main.args, main.kwargs, plan.norms, plan.into)
         with evaluating(plan.model):
             for call in scale_calls(finder.plan.flow):
                 if (name := finder.params[call.param]) not in wanted: continue
                 try: res[name] = finder.cut(call)
                 except Keep as e: res[name] = e.reason
             cuts = {m:n for n,m in res.items() if isinstance(m, Merge)}
-            for m,why in finder.settle(list(cuts), *main) if cuts else (): res[cuts[m]] = why or m
+            for m,why in finder.settle(list(cuts)) if cuts else (): res[cuts[m]] = why or m
     return res | {n:reason('not_reached') for n in wanted if n not in res}

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, NamedTuple, cast
 import contextlib, io, json, re, time, warnings
 import torch
-from torch import nn, Tensor
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 from .bench import show_rounds
-from .flow import fixed_rng, tensors_in
+from .flow import fixed_rng, in_float64, tensors_in
 from .folder import BN_Folder, disagreement
 from .report import by_reason, card, colors, elide, marks, write, write_file
 
@@ -170,7 +169,7 @@ def prepared(
         torch.manual_seed(seed)
         model = live_norms(make(), seed).double().eval()
     for i,xb in enumerate(batches, 1):
-        xb = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, tuple(xb))
+        xb = in_float64(tuple(xb))
         try:
             with quiet(), fixed_rng(), torch.no_grad(): out = model(*xb)
         except Exception:
