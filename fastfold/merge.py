@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Notes', 'Region', 'is_pool', 'pool_of', 'multiplications', 'module_state', 'asks_for_types', 'steps_of',
-           'depends_on_none', 'taken_names', 'left_out', 'no_autocast', 'traced', 'as_module', 'plain', 'noting',
-           'paired', 'Merge', 'unneeded', 'is_written', 'free_name', 'name_all', 'by_block', 'lost', 'rewritten',
-           'Found', 'finder_of', 'find_merges', 'refused_row', 'find_cuts']
+           'depends_on_none', 'taken_names', 'left_out', 'no_autocast', 'traced', 'is_drop', 'as_module', 'plain',
+           'noting', 'paired', 'Merge', 'unneeded', 'is_written', 'free_name', 'name_all', 'by_block', 'lost',
+           'rewritten', 'Found', 'finder_of', 'find_merges', 'refused_row', 'find_cuts']
 
 # %% ../nbs/05c_merge.ipynb #9e9fdaca
 from collections import defaultdict
@@ -27,7 +27,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves
 from fastcore.basics import patch
-from .affine import Affine, LAYERS, NORMS, NormRule, exact, has_kind, rule_of
+from .affine import Affine, LAYERS, NORMS, NormRule, exact, find, has_kind, rule_of
 from .flow import Flow, Op, Recorder, Value, evaluating, is_hooked, is_torch_own, record
 from .kernel import Kernel, POOLS, Unmerged, added, composed, identity_kernel, kernel_of, merged_layer, pool_kernel, scaled
 from .plan import Plan, is_computed, leaves
@@ -286,14 +286,20 @@ def traced(
     return graph
 
 # %% ../nbs/05c_merge.ipynb #f6d62d16
+_drops:dict[type|str,bool] = dict.fromkeys(['torchvision.ops.stochastic_depth.StochasticDepth', 'timm.layers.drop.DropPath'], True)
+
+def is_drop(m:nn.Module) -> bool: # In training, it drops
+    "Is `m` a kind of dropout, which in evaluation returns what it is given?"
+    return isinstance(m, _DropoutNd) and is_torch_own(type(m)) or bool(find(type(m), _drops))
+
 @patch
 def leaf_in(self:Finder, name:str, regions:list[Region]) -> Callable[[nn.Module,str],bool]:
-    "Which parts of the module `name` to take as a whole: layers, and those in which other things happen than `regions`"
+    "Which parts of the module `name` to take as a whole: layers, dropouts, and those in which other things happen than `regions`"
     mine = {o for r in regions for o in r.ops}
     others = {o.where for o in self.plan.flow.ops if o not in mine}
     def is_leaf(m, part):
         full = f'{name}.{part}'
-        if self.is_leaf(m) or is_torch_own(type(m)) and not m._modules: return True
+        if self.is_leaf(m) or is_drop(m) or is_torch_own(type(m)) and not m._modules: return True
         if any(o==full or o.startswith(f'{full}.') for o in others): return True
         if is_hooked(m): raise Unmerged('hooked', name=full)
         return False
@@ -426,7 +432,7 @@ def hands_on(self:Finder, n:fx.Node, block:str) -> bool:
     "Does `n` surely return what it is given, or a parameter?"
     if n.op!='call_module': return n.op=='get_attr' or n.target in _handing_on
     m = self.plan.model.get_submodule(f'{block}.{n.target}')
-    return (isinstance(m, (nn.Identity, _DropoutNd)) or type(m) is nn.Sequential and not len(m)) and is_torch_own(type(m)) and not is_hooked(m)
+    return (is_drop(m) or is_torch_own(type(m)) and (isinstance(m, nn.Identity) or type(m) is nn.Sequential and not len(m))) and not is_hooked(m)
 
 @patch
 def locate(self:Finder, m:Merge, flow:Flow, pairs:dict[Value,Value], notes:Notes) -> None:

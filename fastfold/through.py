@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['THROUGH', 'compact', 'Step', 'first_step', 'constant', 'along', 'rerun', 'moves_ahead', 'came_from', 'moves_back',
            'has_empty', 'is_plain', 'through_moves', 'coefficients', 'through_sum', 'through_product', 'broadcast_back',
-           'averaged', 'keeps_ones', 'through_average', 'functions', 'attended', 'through_attention', 'seen',
-           'surely_looks', 'keep_for', 'through']
+           'functions', 'pooled', 'keeps_ones', 'resized', 'through_average', 'turns', 'through_maximum', 'attended',
+           'through_attention', 'seen', 'surely_looks', 'keep_for', 'through']
 
 # %% ../nbs/03_through.ipynb #7f7526b1
 from math import prod
@@ -156,10 +156,20 @@ def broadcast_back(step:Step) -> Step|None: # step.channels: of what `step.value
     return channels if channels is None else step._replace(layout=channels.view(shape))
 
 # %% ../nbs/03_through.ipynb #1d6a93a2
-_pools:dict[Callable,int] = {F.avg_pool1d:1, F.avg_pool2d:2, F.avg_pool3d:3, F.adaptive_avg_pool1d:1, F.adaptive_avg_pool2d:2, F.adaptive_avg_pool3d:3} # axes
+def functions(names:list[str]) -> list[Callable]:
+    "The functions and methods of these names"
+    return [getattr(o, n) for o in (torch, Tensor) for n in names if hasattr(o, n)]
 
-def averaged(op:Op) -> list[int]|None: # None if all
-    "The axes that `op` averages over"
+# %% ../nbs/03_through.ipynb #7952ae55
+# pooling -> over how many axes
+_averages:dict[Callable,int] = {F.avg_pool1d:1, F.avg_pool2d:2, F.avg_pool3d:3, F.adaptive_avg_pool1d:1, F.adaptive_avg_pool2d:2, F.adaptive_avg_pool3d:3}
+_maxima:dict[Callable,int] = {F.max_pool1d:1, F.max_pool2d:2, F.max_pool3d:3, F.adaptive_max_pool1d:1, F.adaptive_max_pool2d:2, F.adaptive_max_pool3d:3,
+    torch.max_pool1d:1, torch.max_pool2d:2, torch.max_pool3d:3, torch.adaptive_max_pool1d:1}
+_pools = _averages | _maxima
+_extremes = {*_maxima, *functions(['amax', 'amin'])}
+
+def pooled(op:Op) -> list[int]|None: # None if all
+    "The axes along which `op` makes one element of several"
     n = len(op.inputs[0].shape)
     if op.func is F.interpolate: return list(range(2, n))
     if op.func in _pools: return list(range(n-_pools[op.func], n))
@@ -172,11 +182,11 @@ def keeps_ones(op:Op) -> bool:
     res, = rerun(op, {op.inputs[0]:torch.ones((), dtype=torch.float64).expand(op.inputs[0].shape)})
     return torch.allclose(res, torch.ones_like(res), rtol=0, atol=1e-12)
 
-# %% ../nbs/03_through.ipynb #7952ae55
-def through_average(op:Op, step:Step) -> list[Step]|None:
-    "The other side of an average"
-    axes = averaged(op) if len(op.inputs)==1 else None
-    if axes is None or not (keeps_ones(op) or not step.affine.shift.any()): return None
+# %% ../nbs/03_through.ipynb #6178a112
+def resized(op:Op, step:Step) -> list[Step]|None: # None if `op` mixes channels
+    "`step` on the other side of `op`, which makes one element of several"
+    axes = pooled(op) if len(op.inputs)==len(op.outputs)==1 else None
+    if axes is None: return None
     back,channels = step.value in op.outputs,step.channels
     other, = op.inputs if back else op.outputs
     lost = sorted(axes) if len(op.inputs[0].shape)>len(op.outputs[0].shape) else []
@@ -186,10 +196,18 @@ def through_average(op:Op, step:Step) -> list[Step]|None:
     if line is None: return None
     return [Step(other, step.affine, (line if back else line.squeeze(lost)).expand(other.shape))]
 
-# %% ../nbs/03_through.ipynb #2e72a8e3
-def functions(names:list[str]) -> list[Callable]:
-    "The functions and methods of these names"
-    return [getattr(o, n) for o in (torch, Tensor) for n in names if hasattr(o, n)]
+def through_average(op:Op, step:Step) -> list[Step]|None:
+    "The other side of an average"
+    return resized(op, step) if len(op.inputs)==1 and (keeps_ones(op) or not step.affine.shift.any()) else None
+
+# %% ../nbs/03_through.ipynb #739a0615
+def turns(op:Op, step:Step) -> bool:
+    "Would `op`, which takes maxima, have to take minima somewhere, or the other way round?"
+    return op.func in _extremes and bool((step.affine.scale[compact(step.channels)]<0).any())
+
+def through_maximum(op:Op, step:Step) -> list[Step]|None:
+    "The other side of a maximum or minimum"
+    return None if turns(op, step) else resized(op, step)
 
 # %% ../nbs/03_through.ipynb #eac9d741
 _softmax = {*functions(['softmax']), F.softmax}
@@ -225,7 +243,8 @@ THROUGH:dict[Callable,Callable[[Op,Step],list[Step]|None]] = { # operation -> it
     **dict.fromkeys(functions(_sums), through_sum),
     **dict.fromkeys(functions(_factors), through_product),
     **dict.fromkeys([*functions(['matmul', '__matmul__', 'bmm']), F.scaled_dot_product_attention], through_attention),
-    **dict.fromkeys([*_pools, F.interpolate, torch.mean, Tensor.mean], through_average)}
+    **dict.fromkeys([*_averages, F.interpolate, torch.mean, Tensor.mean], through_average),
+    **dict.fromkeys(_extremes, through_maximum)}
 
 # %% ../nbs/03_through.ipynb #e402d313
 def seen(op:Op, value:Value) -> Tensor: # [*value.shape]; bool

@@ -418,6 +418,34 @@ def test_crossed_ahead(name):
     last = (nn.Linear(n.shape[-1], 3) if n.ndim==2 else (nn.Conv1d if n.ndim==3 else nn.Conv2d)(n.shape[1], 3, 1))
     (keeps if name in ('heads', 'shuffled_pixels') else folds)(Net(lambda s,x: s.l(f(s.bn(x.relu()))), bn=nn.BatchNorm2d(4), l=last), images)
 
+extremes = [lambda v: F.max_pool2d(v, 2), nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.AdaptiveMaxPool2d((3, 2)), lambda v: torch.max_pool2d(v, 3, 1),
+    lambda v: F.max_pool1d(v.flatten(2), 3, dilation=2)[...,None], lambda v: F.adaptive_max_pool1d(v.flatten(2), 5).unsqueeze(3),
+    lambda v: F.max_pool3d(v[:,:,None], (1, 2, 2)).squeeze(2), lambda v: F.adaptive_max_pool3d(v[...,None], 2).flatten(3),
+    lambda v: v.amax((2, 3), keepdim=True), lambda v: torch.amin(v, -1, keepdim=True)]
+@pytest.mark.parametrize('f', extremes)
+def test_extremes(f):
+    "What is largest stays largest under a positive scale; norms without weights have no other"
+    def back(**kw): return Net(lambda s,x: s.bn(f(s.conv(x))).relu(), conv=conv(k=1), bn=nn.BatchNorm2d(4, **kw))
+    def ahead(**kw): return Net(lambda s,x: s.conv(f(s.bn(x.relu()))), bn=nn.BatchNorm2d(4, **kw), conv=conv(k=1))
+    for net in back, ahead:
+        folds(net(affine=False), images, others=[(images[:1],), (batch(5, 4, 6, 6),)])
+        keeps(net(), images, why='a channel has a negative scale')
+def test_some_extremes():
+    "Only the scales of channels that come to a maximum matter"
+    w = live(nn.BatchNorm2d(4)).weight # as it will be
+    def f(v): return torch.cat([(F.max_pool2d if w[i]>0 else F.avg_pool2d)(v[:,i:i+1], 2) for i in range(4)], 1)
+    assert 0<(w>0).sum()<4
+    folds(Net(lambda s,x: s.conv(f(s.bn(x.relu()))), bn=nn.BatchNorm2d(4), conv=conv(k=1)), images)
+def test_concat_pool():
+    "The largest and the mean of each channel, side by side, as in fastai's heads"
+    def both(v): return torch.cat([F.adaptive_max_pool2d(v, 1), F.adaptive_avg_pool2d(v, 1)], 1).flatten(1)
+    folds(Net(lambda s,x: s.l(s.n(both(s.bn(x.relu())))), bn=nn.BatchNorm2d(4, affine=False), n=nn.BatchNorm1d(8), l=nn.Linear(8, 3)), images, n=2)
+def test_other_extremes():
+    "Over the channels, and with the places where they were"
+    for f,l in [(lambda v: v.amax(1, keepdim=True), conv(1, k=1)), (lambda v: v.amin((1, 2, 3))[:,None], nn.Linear(1, 3)),
+            (lambda v: F.max_pool1d(v.flatten(2).mT, 4), nn.Linear(1, 3)), (lambda v: F.max_pool2d(v, 2, return_indices=True)[0], conv(k=1))]:
+        keeps(Net(lambda s,x: s.l(f(s.bn(x.relu()))), bn=nn.BatchNorm2d(4, affine=False), l=l), images, why='its output goes into')
+
 uncrossable = dict(
     counted = lambda v: F.avg_pool2d(v, 3, padding=1), divisor = lambda v: F.avg_pool2d(v, 2, divisor_override=3),
     maximum = lambda v: F.max_pool2d(v, 2), power = lambda v: v**2, floor = lambda v: torch.div(v, 2, rounding_mode='floor'),

@@ -315,7 +315,7 @@ def test_no_normalize(tmp_path):
     assert 'no Normalize' in learn.fold(normalize=True).kept[0].reason and learn.is_folded
 
 networks = dict( # what looks at the normalized input in another way
-    skip=lambda s,x: s.head(s.conv(x)) + x.mean((1,2,3))[:,None], pool=lambda s,x: s.head(s.conv(nn.functional.max_pool2d(x, 2))),
+    skip=lambda s,x: s.head(s.conv(x)) + x.mean((1,2,3))[:,None], relu=lambda s,x: s.head(s.conv(x.relu())),
     norm=lambda s,x: s.head(s.conv((x - x.mean((2,3), keepdim=True)).relu())), returned=lambda s,x: (s.head(s.conv(x)), x)[0]*x.abs().max())
 class Net(nn.Module):
     def __init__(self, f): super().__init__(); self.f,self.conv,self.head = f,ConvLayer(3,4),nn.Sequential(nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(4,2))

@@ -2,6 +2,7 @@
 from copy import deepcopy
 import numpy as np, pytest, torch
 from torch import nn
+from torchvision.ops import StochasticDepth
 from fastfold.folder import BN_Folder
 from random_nets import difference, live
 from test_merge import Block, batch, check_same, conv, images, state
@@ -155,6 +156,17 @@ def test_flags_follow():
     folder.fold(model, images, inplace=True)
     folder.unfold()
     assert [n for n,m in model.named_modules() if m.training]==['2.n']
+
+def test_parts_that_act_in_training():
+    "A stochastic depth stays a part where a forward is written anew, and does in training what it did"
+    parts = dict(a=conv(padding=1), drop=StochasticDepth(1., 'row'))
+    scaled = Block(lambda m,x: m.drop(m.g*m.a(x)).relu() + x, g=gamma(4, 1, 1), **parts)
+    summed = Block(lambda m,x: m.drop(m.a(x) + m.c(x)).relu() + x, c=conv(padding=1), **parts)
+    for block in scaled, summed:
+        model = nn.Sequential(block, nn.ReLU())
+        report,folded = stays(model, images)
+        assert report.folded or report.merged
+        assert difference([model.train()(images)], [folded.train()(images)])<1e-9
 
 def test_scale_of_a_sum():
     "It is among the members of the merged layer, and not reported as kept"
