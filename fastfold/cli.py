@@ -57,7 +57,7 @@ def check_known(archs:list[str]|None, size:int, peers:bool, merge:bool, seed:int
     if merge: folders['fastfold'] = fold_and_merge
     if not peers: folders = {'fastfold': folders['fastfold']}
     for o in FOLDERS if peers else ():
-        if o not in folders: print(f'{o} is not installed: pip install "fastfold[peers]"')
+        if o not in folders: print(f'{o} is not installed: pip install -e ".[peers]"')
     trials = run(nets, folders, seed, progress)
     if all(t.folder=='original' for t in trials): raise FoldError(
         f'none of these networks can be made and run here: try a larger --size than {size}, or other names')

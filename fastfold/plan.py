@@ -117,7 +117,8 @@ def cross(self:Plan, op:Op, step:Step, key:str) -> list[Step]:
     given = [v for v in tree_flatten((op.args, op.kwargs))[0] if isinstance(v, Value)]
     plain = op.func in THROUGH and not op.in_place and op.inputs==given
     steps = through(op, step) if plain else None
-    if steps is None: raise Keep('turns' if plain and turns(op, step) else key, op=op)
+    if steps is None and plain and turns(op, step): raise Keep('turns', op=op)
+    if steps is None: raise Keep(key, op=op)
     return steps
 
 # %% ../nbs/05_plan.ipynb #c45a80d5

@@ -106,7 +106,7 @@ def prep(
 
 def page_order(f:Path) -> tuple: # sort key
     "What is read first comes first, then the API in the order of its notebooks"
-    first = ['index', 'tutorial.pets', 'tutorial.learner', 'rules', 'reasons', 'merging', 'benchmarks', 'peers']
+    first = ['index', 'tutorial.pets', 'tutorial.learner', 'questions', 'rules', 'reasons', 'merging', 'benchmarks', 'peers']
     return (0,first.index(f.stem)) if f.stem in first else (1,f.stem)
 
 def nav_html(
