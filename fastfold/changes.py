@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Pair', 'Change', 'slots', 'new_parameters', 'block_changes', 'make_changes', 'overflowing', 'with_cuts',
-           'sound_changes', 'place', 'replaced', 'follow_model', 'restore_block', 'restore', 'copy_with']
+           'sound_changes', 'place', 'replaced', 'follow_model', 'check_places', 'restore_block', 'restore',
+           'copy_with']
 
 # %% ../nbs/05d_changes.ipynb #0630b6ea
 from copy import deepcopy
@@ -127,8 +128,18 @@ def replaced(model:nn.Module, changes:list[Change]) -> list[Pair]:
 def follow_model(module:nn.Module, pairs:list[Pair]) -> None:
     "Bring a module that was set aside to the device and dtype that the model has now, as far as `pairs` show"
     moved = [(old, now) for old,now in pairs if (now.device,now.dtype)!=(old.device,old.dtype)]
-    cast = next((now.dtype for old,now in moved if now.dtype!=old.dtype), None)
-    if moved: module.to(moved[-1][1].device, cast)
+    dtypes = {now.dtype for _,now in pairs if now.is_floating_point()}
+    if moved: module.to(moved[-1][1].device, dtypes.pop() if len(dtypes)==1 else None) # not if only a part was cast
+
+def check_places(model:nn.Module, changes:list[Change]) -> None:
+    "An error if `model` doesn't have any more what `changes` put there"
+    after = max((i+1 for i,c in enumerate(changes) if c.merges), default=0) # what came before may be inside of a module that was set aside
+    last = {(c.owner, c.kind, c.key): c for c in changes[after:]}
+    for c in last.values():
+        try: now = c.get(model)
+        except (AttributeError, KeyError): now = None
+        if now is not c.new and c.kind in ('_parameters','_modules'): raise FoldError(
+            f"'{c.owner}' has been changed since it was folded (its `{c.key}`): put back what was there, then unfold")
 
 def restore_block(model:nn.Module, changes:list[Change]) -> None: # changes: the last is of a forward
     "Take the last of `changes` back"

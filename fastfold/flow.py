@@ -86,6 +86,8 @@ class Flow:
     names:dict[nn.Module,str]=field(default_factory=dict) # Modules, with their names in the model
     params:dict[str,Value]=field(default_factory=dict) # Parameters and buffers by name, shared ones under each
     calls:dict[nn.Module,list[Op]]=field(default_factory=dict) # The calls of each module taken as a whole
+    changed:set[nn.Module]=field(default_factory=set) # Modules that were given an attribute meanwhile
+    asked:set[str]=field(default_factory=set) # Names of the modules that asked for numbers of tensors: sizes, or what is in them
 
     @property
     def main(self) -> Pass|None: # None if only parts of it were run
@@ -120,10 +122,11 @@ def storage_of(t:Tensor) -> object:
 
 # %% ../nbs/01_flow.ipynb #2c670a9f
 _metadata = set("""
-    shape size dim ndim ndimension numel nelement stride storage_offset dtype device layout type element_size itemsize nbytes get_device
+    shape size dim ndim ndimension numel nelement stride storage_offset dtype device layout element_size itemsize nbytes get_device
     is_contiguous is_floating_point is_complex is_signed is_cuda is_cpu is_mps is_meta is_sparse is_quantized is_inference is_nested
     requires_grad is_leaf grad grad_fn names _version __len__ __hash__""".split())
 
+_asking = set('shape size __len__ numel nelement item tolist numpy __array__ __float__ __int__ __index__'.split())
 _exposing = set('numpy __array__ __dlpack__ untyped_storage storage _typed_storage data_ptr share_memory_ set_ data='.split())
 
 def func_name(func:Callable) -> str:
@@ -215,6 +218,7 @@ def call(self:Recorder, func:Callable, args:tuple, kwargs:dict, op:Op) -> Any: #
 def finish(self:Recorder, op:Op, out:list[Tensor]) -> None:
     "Note what `op` made and wrote into; a call that did neither, and only asked for a shape, is forgotten"
     if op.exposes: op.writes += [v.storage for v in op.inputs]
+    if op.name in _asking and not self.known.issuperset(op.inputs): self.flow.asked.add(op.where)
     for t,v in [(r(), v) for s in dict.fromkeys(op.writes) if s in self.on for r,v in self.on[s]]:
         if t is None or self.now(t) is not v: continue
         if v not in op.inputs and v not in op.params: op.inputs.append(v)
@@ -313,6 +317,16 @@ def module_call(self:Recorder) -> Callable: # In place of `nn.Module.__call__`
         finally: self.where = where
     return _call
 
+# %% ../nbs/01_flow.ipynb #002837b2
+@patch
+def attribute_set(self:Recorder) -> Callable: # In place of `nn.Module.__setattr__`
+    "How modules get attributes while recording"
+    orig = nn.Module.__setattr__
+    def _set(m, k, v):
+        if k!='training': self.flow.changed.add(m)
+        orig(m, k, v)
+    return _set
+
 # %% ../nbs/01_flow.ipynb #06e91347
 @patch
 def close(self:Recorder, result:Any) -> None:
@@ -377,8 +391,9 @@ def run(
 
 # %% ../nbs/01_flow.ipynb #f25aef0c
 def fresh(*trees:Any) -> Any:
-    "`trees` with copies of their tensors: a model may write into its input"
-    return tree_map_only(Tensor, lambda t: t.detach().clone(), trees)
+    "`trees` with copies of their tensors, one for each: a model may write into its input"
+    copies = {id(t): t.detach().clone() for t in tensors_in(trees)}
+    return tree_map_only(Tensor, lambda t: copies[id(t)], trees)
 
 def in_float64(trees:Any) -> Any:
     "`trees` with their tensors of floating point numbers in float64"
@@ -393,7 +408,8 @@ def follow(self:Recorder,
     "Run a module once, in evaluation, and write down what happens to every tensor"
     module,done = self.model.get_submodule(name),Pass(name, args, kwargs or {}, None)
     args,kwargs = fresh(done.args, done.kwargs)
-    with evaluating(self.model), mock.patch.object(nn.Module, '__call__', self.module_call()), _Dispatched(self), _Functions(self):
+    calls,sets = (mock.patch.object(nn.Module, k, f) for k,f in (('__call__', self.module_call()), ('__setattr__', self.attribute_set())))
+    with evaluating(self.model), calls, sets, _Dispatched(self), _Functions(self):
         done.result = module(*args, **kwargs)
     self.close(done.result)
     self.flow.passes.append(done)

@@ -17,7 +17,7 @@ from torch import nn, Tensor
 from torch.nn.parameter import is_lazy
 from fastcore.basics import patch
 from .affine import exact, FoldError, LAYERS, LayerRule, NORMS, NormRule, rule_of
-from .changes import block_changes, Change, copy_with, make_changes, place, restore, slots, sound_changes
+from .changes import block_changes, Change, check_places, copy_with, make_changes, place, restore, slots, sound_changes
 from .example import examples, inferred
 from .flow import ExampleError, fresh, in_float64, run, tensors_in
 from .kernel import Unmerged
@@ -191,10 +191,14 @@ class BN_Folder:
         verify:bool=True, # Compare the folded model with the original on the example batch?
         tol:float|None=None # Largest relative difference that verification allows; by default, what rounding explains
     ):
-        handlers = handlers or {}
+        handlers,layers = handlers or {},layers or ()
+        for o in [layers] if isinstance(layers, (str,type)) else layers:
+            if isinstance(layers, type) or not isinstance(o, type): raise FoldError(f"'layers' is {layers!r}: give a list of types, as in layers=[nn.Conv2d]")
+        for k,v in handlers.items():
+            if not isinstance(v, (NormRule,LayerRule)): raise FoldError(f"'handlers' has {v!r} for {k!r}: give a NormRule or a LayerRule")
         self.norms = NORMS | (SCALES if layer_scale else {}) | {k:v for k,v in handlers.items() if isinstance(v, NormRule)}
         self.layers = LAYERS | {k:v for k,v in handlers.items() if isinstance(v, LayerRule)}
-        self.into,self.forward,self.merge,self.verify,self.tol = tuple(layers or ()),forward,merge,verify,tol
+        self.into,self.forward,self.merge,self.verify,self.tol = tuple(layers),forward,merge,verify,tol
         self.report:FoldReport|None = None # What the last `fold` or `plan` found
         self.model:nn.Module|None = None # The model last folded in place
         self.changes:list[Change] = [] # What was done to it
@@ -319,7 +323,9 @@ def fold(self:BN_Folder,
 @patch
 def unfold(self:BN_Folder) -> nn.Module|None: # The model last folded in place, as it was; None if there is none
     "Take back the last fold in place: the same parameters and norms return, bit for bit"
-    if self.model is not None: restore(self.model, self.changes)
+    if self.model is not None:
+        check_places(self.model, self.changes)
+        restore(self.model, self.changes)
     self.changes = []
     return self.model
 
@@ -342,6 +348,7 @@ def load(self:BN_Folder,
     state:dict[str,Any] # What `state_dict()` of a folded model gave
 ) -> nn.Module: # `model`, folded as that one was, with its weights
     "Load what was saved of a folded model"
+    if not isinstance(state, dict): raise FoldError(f"can't load a {type(state).__name__}: give what `state_dict()` of a folded model returned")
     if any(t.is_meta for t in (*model.parameters(), *model.buffers())): raise FoldError(
         f"{type(model).__name__} is on the meta device, where nothing can be loaded: give it memory with `model.to_empty(device='cpu')` first")
     check_model(model)

@@ -83,6 +83,8 @@ def kernel_of(
         both = [d*(k-1) if padding=='same' else 0 for d,k in zip(layer.dilation, layer.kernel_size)]
         if any(o%2 for o in both): raise Unmerged('uneven', name=name)
         padding = tuple(o//2 for o in both)
+    sides = [p for p in padding[::-1] for _ in range(2)] # as PyTorch keeps it
+    if layer.padding_mode!='zeros' and [*layer._reversed_padding_repeated_twice]!=sides: raise Unmerged('uneven', name=name)
     return Kernel(w, bias, layer.groups, layer.stride, padding, layer.dilation, layer.padding_mode)
 
 # %% ../nbs/05b_kernel.ipynb #c75cd22e

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Notes', 'Region', 'is_pool', 'pool_of', 'multiplications', 'module_state', 'asks_for_types', 'steps_of',
            'depends_on_none', 'taken_names', 'left_out', 'no_autocast', 'traced', 'is_drop', 'as_module', 'plain',
-           'noting', 'paired', 'Merge', 'unneeded', 'is_written', 'free_name', 'name_all', 'by_block', 'lost',
-           'rewritten', 'Found', 'finder_of', 'find_merges', 'refused_row', 'find_cuts']
+           'noting', 'as_plain', 'paired', 'Merge', 'unneeded', 'is_written', 'free_name', 'name_all', 'by_block',
+           'lost', 'rewritten', 'Found', 'finder_of', 'find_merges', 'refused_row', 'find_cuts']
 
 # %% ../nbs/05c_merge.ipynb #9e9fdaca
 from collections import defaultdict
@@ -20,7 +20,7 @@ from operator import attrgetter
 from os.path import commonprefix
 from typing import Any, Callable, Iterator
 from unittest import mock
-import torch
+import numpy as np, torch
 import torch.nn.functional as F
 from torch import fx, nn, Tensor
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -95,7 +95,7 @@ def kind(self:Finder, op:Op) -> str: # 'layer', 'pool' (an average), 'norm', 'su
     if op.func in _sums: return 'sum' if set(vs)==set(given) else ''
     if op.func not in _factors or 'rounding_mode' in op.kwargs: return ''
     if len(given)==1: return 'sum'
-    return 'factor' if 'mul' in op.name and len(given)==2 and len(vs)==1 else ''
+    return 'factor' if 'mul' in op.name and len(vs)==1 and len({*given, *vs})==2 else ''
 
 # %% ../nbs/05c_merge.ipynb #d72a0bdd
 @patch
@@ -302,6 +302,7 @@ def leaf_in(self:Finder, name:str, regions:list[Region]) -> Callable[[nn.Module,
         if self.is_leaf(m) or is_drop(m) or is_torch_own(type(m)) and not m._modules: return True
         if any(o==full or o.startswith(f'{full}.') for o in others): return True
         if is_hooked(m): raise Unmerged('hooked', name=full)
+        if m in self.plan.flow.changed: raise Keep('changed', name=full)
         return False
     return is_leaf
 
@@ -316,7 +317,9 @@ def graph(self:Finder, name:str, regions:list[Region]) -> fx.Graph:
     for k,v in self.plan.flow.params.items():
         for u in v.users if k.startswith(f'{name}.') else ():
             if not f'{u.where}.'.startswith(f'{name}.') and not u.asks_only: raise Keep('read', name=k.rpartition('.')[0], op=u)
-    return traced(block, name, self.leaf_in(name, regions))
+    graph = traced(block, name, self.leaf_in(name, regions))
+    if block in self.plan.flow.changed: raise Keep('changed', name=name)
+    return graph
 
 # %% ../nbs/05c_merge.ipynb #3248ee19
 def as_module(block:nn.Module, layers:dict[str,nn.Module], graph:fx.Graph) -> fx.GraphModule: # layers: new ones, by name
@@ -355,7 +358,11 @@ def noting(model:nn.Module, name:str, graph:fx.Graph, note:Callable[[fx.Node,Ten
     "The module `name` of `model` runs as `graph`, node by node, and is to all that look at it what fx would make of it"
     block = model.get_submodule(name)
     new,bind = as_module(block, {}, graph),signature(block.forward).bind
-    new.forward = lambda *args, **kwargs: _Noting(new, graph, note).run(*bind(*args, **kwargs).args)
+    def forward(*args, **kwargs):
+        given = bind(*args, **kwargs).args
+        if not all(isinstance(o, Tensor) or type(o) in (int,float) for o in tree_leaves(given)): raise TypeError('a trace has options as they were')
+        return _Noting(new, graph, note).run(*given)
+    new.forward = forward
     places = [(m, k) for m in model.modules() for k,o in m._modules.items() if o is block]
     for m,k in places: m._modules[k] = new
     try: yield
@@ -363,12 +370,14 @@ def noting(model:nn.Module, name:str, graph:fx.Graph, note:Callable[[fx.Node,Ten
         for m,k in places: m._modules[k] = block
 
 # %% ../nbs/05c_merge.ipynb #3209b54c
+def as_plain(o:Any) -> Any: return (o.dtype, o.shape, o.tobytes()) if isinstance(o, np.ndarray) else o # What can be compared
+
 def paired(a:Flow, b:Flow) -> dict[Value,Value]|None: # What each value of `a` is in `b`; None if they differ
     "Do two records show the same, but for operations being in place?"
     res = {v:b.params[k] for k,v in a.params.items() if k in b.params}
     def alike(v, w): return res.setdefault(v, w) is w and (v.shape,v.dtype)==(w.shape,w.dtype)
     def agree(vs, ws): return len(vs)==len(ws) and all(map(alike, vs, ws))
-    def said(o): return o.name.rstrip('_'),[a for a in tree_leaves((o.args, o.kwargs)) if not isinstance(a, Value)]
+    def said(o): return o.name.rstrip('_'),[as_plain(a) for a in tree_leaves((o.args, o.kwargs)) if not isinstance(a, (Value,Tensor))]
     if len(a.ops)!=len(b.ops): return None
     for o,p in zip(a.ops, b.ops):
         if said(o)!=said(p) or not (agree(o.inputs, p.inputs) and agree(o.outputs, p.outputs)): return None

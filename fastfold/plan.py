@@ -14,6 +14,7 @@ import torch
 from torch import nn, Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 from fastcore.basics import patch
 from .affine import *
 from .example import *
@@ -117,6 +118,7 @@ def cross(self:Plan, op:Op, step:Step, key:str) -> list[Step]:
     given = [v for v in tree_flatten((op.args, op.kwargs))[0] if isinstance(v, Value)]
     plain = op.func in THROUGH and not op.in_place and op.inputs==given
     steps = through(op, step) if plain else None
+    if op.where in self.flow.asked and has_numbers(op): raise Keep('number', op=op)
     if steps is None and plain and turns(op, step): raise Keep('turns', op=op)
     if steps is None: raise Keep(key, op=op)
     return steps
@@ -132,7 +134,8 @@ def is_computed(layer:nn.Module) -> bool:
 def rule(self:Plan, m:nn.Module, rules:dict[type|str,Any]) -> Any:
     "The rule for `m`, if it can be relied on to do what its class does with its own weights"
     name,kind = self.names[m],type(m).__name__
-    if is_hooked(m): raise Keep('hooked', name=name)
+    if m in self.flow.changed: raise Keep('changed', name=name)
+    if any(map(is_hooked, m.modules())): raise Keep('hooked', name=name)
     rule = rule_of(m, rules)
     if rule is None: raise Keep('own_forward', name=name, kind=kind)
     own = [self.flow.params[f'{name}.{k}'.strip('.')] for k in own_tensors(m)] # a LayerScale has the name of its parameter
@@ -169,11 +172,11 @@ def check_uses(self:Plan, edits:list[Edit]) -> None:
 @patch
 def map_of(self:Plan, norm:nn.Module) -> Affine:
     "What `norm` does in evaluation, if it can be taken away"
-    if getattr(norm, 'running_mean', 0) is None: raise Keep('batch_stats')
+    if getattr(norm, 'running_mean', 0) is None or isinstance(norm, _InstanceNorm) and not norm.track_running_stats: raise Keep('batch_stats')
     rule = self.rule(norm, self.norms)
     if norm not in self.flow.calls: raise Keep('not_reached')
     calls,own = self.flow.calls[norm],Keep('own_forward', name=self.names[norm], kind=type(norm).__name__)
-    if any(len(c.inputs)!=1 or [v.shape for v in c.outputs]!=[c.inputs[0].shape] for c in calls): raise own
+    if any(len(c.inputs)!=1 or [(v.shape,v.dtype) for v in c.outputs]!=[(c.inputs[0].shape,c.inputs[0].dtype)] for c in calls): raise own
     if any(c.training for c in calls): raise Keep('trains')
     for p in self.flow.calls[norm][0].params:
         for u in p.users:
@@ -207,10 +210,21 @@ def walk_back(self:Plan, call:Op, a:Affine) -> Iterator[Edit]:
     "The layers before `call` of a norm"
     op = call.inputs[0].producer
     while op and (THROUGH.get(op.func) is through_moves or self.is_gone(op.func)): # what shares its elements can't be written into one by one
-        writer = op.name in _sharing and self.flow.writer(call.outputs[0], call)
+        writer = op.name in _sharing and (self.flow.writer(call.outputs[0], call) or not self.is_bare(call.func) and call)
         if writer: raise Keep('written', op=writer)
         op = op.inputs[0].producer
     return self.back(self.start(call.inputs[0], call.func, a), call)
+
+_may_copy = {'reshape', 'reshape_as', 'flatten', 'contiguous', 'ravel', 'to'} # where memory isn't in order, which the norm saw to
+
+@patch
+def check_views(self:Plan, call:Op) -> None:
+    "Nothing may write into what `call` of a norm returns through something that is a view only if it isn't a copy"
+    out,writer = call.outputs[0],self.flow.writer(call.outputs[0], call)
+    value = writer.inputs[0] if writer and writer.inputs else out
+    while value is not out and value.producer and value.producer.inputs:
+        if value.producer.name in _may_copy: raise Keep('written', op=writer)
+        value = value.producer.inputs[0]
 
 @patch
 def walk_ahead(self:Plan, call:Op, a:Affine) -> Iterator[Edit]:
@@ -224,6 +238,7 @@ def walk_ahead(self:Plan, call:Op, a:Affine) -> Iterator[Edit]:
 def home(self:Plan, norm:nn.Module) -> list[Edit]:
     "Where `norm` goes, for all its calls together; raises `Keep` if nowhere"
     a,why = self.map_of(norm),[]
+    for c in self.flow.calls[norm]: self.check_views(c)
     for walk in (self.walk_back, self.walk_ahead):
         try:
             edits = together([e for c in self.flow.calls[norm] for e in walk(c, a)])
@@ -315,8 +330,8 @@ def crossed(self:Plan) -> bool:
 def follow_twice(rec:Recorder) -> bool: # Was it one image, and can the model take two?
     "Follow the example batch doubled, if it is a batch of one"
     args,kwargs = (rec.flow.passes[0].args, rec.flow.passes[0].kwargs) if rec.flow.passes else ((), {})
-    if not (ts := tensors_in(args, kwargs)) or any(t.ndim<1 or len(t)!=1 for t in ts): return False
-    double = partial(tree_map_only, Tensor, lambda t: torch.cat([t, t]))
+    if not (ts := [t for t in tensors_in(args, kwargs) if t.ndim]) or any(len(t)!=1 for t in ts): return False
+    double = partial(tree_map_only, Tensor, lambda t: torch.cat([t, t]) if t.ndim else t)
     try: run(rec.model, double(args), double(kwargs))
     except Exception: return False
     rec.follow('', double(args), double(kwargs))

@@ -6,7 +6,7 @@
 __all__ = ['THROUGH', 'compact', 'Step', 'first_step', 'constant', 'along', 'rerun', 'moves_ahead', 'came_from', 'moves_back',
            'has_empty', 'is_plain', 'through_moves', 'coefficients', 'through_sum', 'through_product', 'broadcast_back',
            'functions', 'pooled', 'keeps_ones', 'resized', 'through_average', 'turns', 'through_maximum', 'attended',
-           'through_attention', 'seen', 'surely_looks', 'keep_for', 'through']
+           'through_attention', 'seen', 'surely_looks', 'keep_for', 'has_numbers', 'through']
 
 # %% ../nbs/03_through.ipynb #7f7526b1
 from math import prod
@@ -15,7 +15,7 @@ import logging
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from .affine import Affine
 from .flow import Op, Value, tensors_in
 
@@ -268,6 +268,10 @@ def keep_for(op:Op, step:Step) -> Step|None: # None if `op` would see a change
     return step._replace(layout=step.channels.masked_fill(mask, step.idle))
 
 # %% ../nbs/03_through.ipynb #4070c1c7
+def has_numbers(op:Op) -> bool:
+    "Is `op` a sum, product or quotient with a number of Python's?"
+    return THROUGH.get(op.func) in (through_sum, through_product) and any(type(o) in (int,float) for o in tree_leaves((op.args, op.kwargs)))
+
 def through(op:Op, step:Step) -> list[Step]|None: # None if it can't be crossed
     "What is wanted on the other side of `op`"
     if has_empty(op) or any(v.dtype.is_complex for v in op.inputs + op.outputs): return None

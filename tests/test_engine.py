@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
 from torch.utils import checkpoint, dlpack
+from torchvision.ops import FrozenBatchNorm2d
+from timm.layers import BatchNormAct2d
 from fastfold.affine import Affine, LayerRule, LinearMap, NORMS, NormRule, conv_axis, conv_obstacle
 from fastfold.folder import BN_Folder, FoldError
 from random_nets import check, difference, live, nets
@@ -1013,3 +1015,75 @@ def test_imports_without_fastai(root): in_process("import sys, fastfold.folder; 
 @settings(max_examples=300, derandomize=True, deadline=None, database=None)
 @given(nets())
 def test_random_net(net): check(net)
+
+# what only shows on another input, or in another state of the model
+
+def test_numbers_from_the_input():
+    "A number that may come from the size or the values of the input can't go into a bias"
+    for f in (lambda s,x: s.bn(s.conv(x)/x.shape[-1]).relu(), lambda s,x: s.last(s.bn(x.relu())*x.size(2)), lambda s,x: s.bn(s.conv(x)+len(x)).relu(),
+            lambda s,x: s.bn(s.conv(x)*x.abs().max().item()).relu(), lambda s,x: s.bn(s.conv(x)+float(x.mean())).relu()):
+        keeps(Net(f, conv=conv(), bn=nn.BatchNorm2d(4), last=conv(k=1)), images, why='a number that may depend on the input', others=[(batch(2, 4, 8, 8),)])
+    folds(Net(lambda s,x: s.bn(s.conv(x)*2/3-1).relu().reshape(x.shape[0], -1), conv=nn.Sequential(conv(), nn.Identity()), bn=nn.BatchNorm2d(4)), images, n=0)
+    folds(Net(lambda s,x: s.net(x).reshape(x.shape[0], -1), net=Net(lambda s,x: s.bn(s.conv(x)*2/3-1).relu(), conv=conv(), bn=nn.BatchNorm2d(4))), images)
+
+def test_attributes_set_in_forward():
+    def plain(s, x, y):
+        s.bn.weight = y.mean((0, 2, 3))
+        return s.bn(s.conv(x)).relu()
+    def eps(s, x):
+        s.bn.eps = float(x.abs().mean())
+        return s.bn(s.conv(x)).relu()
+    def padding(s, x):
+        s.conv.padding = (x.shape[-1]//7,)*2
+        return s.conv(s.bn(x.relu()))
+    hyper = nn.BatchNorm2d(4)
+    del hyper.weight
+    keeps(Net(plain, conv=conv(), bn=hyper), images, batch(3, 4, 2, 2), why='has attributes set in a forward', others=[(images, batch(3, 4, 2, 2, seed=1))])
+    for f in eps, padding:
+        keeps(Net(f, conv=conv(), bn=nn.BatchNorm2d(4)), images, why='has attributes set in a forward', others=[(batch(1, 4, 9, 9),)])
+
+def test_type_reads():
+    keeps(Net(lambda s,x: s.bn(s.conv(x)) * s.conv.weight.type(torch.float32).norm().double(), conv=conv(), bn=nn.BatchNorm2d(4)), images, why='also read by')
+def test_statistics_switched_off():
+    model = nn.Sequential(conv(), nn.InstanceNorm2d(4, affine=True, track_running_stats=True), nn.ReLU())
+    model[1].track_running_stats = False
+    keeps(model, images, why='no running statistics')
+
+def test_same_input_twice():
+    f = lambda s,q,k: (lambda y: s.bn(y) if q is not k else s.bn(y)+y)(s.conv(q))
+    keeps(Net(f, conv=conv(), bn=nn.BatchNorm2d(4)), images, images, why='also used by add')
+def test_batch_of_one_and_a_number():
+    two = torch.tensor(2.)
+    model = Net(lambda s,x,t: s.bn(s.conv(x).transpose(0, 1).reshape(x.shape)).relu()*t, conv=conv(padding=1), bn=nn.BatchNorm2d(4))
+    keeps(model, images[:1], two, others=[(images, two)])
+
+def test_written_after_a_copy():
+    "What was a view of the norm's output may be a copy of the layer's"
+    def f(copy):
+        def g(s, x):
+            z = s.bn(s.l(x).transpose(1, 2))
+            copy(z).relu_()
+            return z
+        return g
+    for copy in (lambda z: z.reshape(len(z), -1), lambda z: z.flatten(1)[:,1:]):
+        keeps(Net(f(copy), l=nn.Linear(4, 4), bn=nn.BatchNorm1d(4)), batch(2, 5, 4), why='writes into its input')
+def test_other_dtype():
+    frozen = FrozenBatchNorm2d(4)
+    model = nn.Sequential(conv().bfloat16(), frozen, conv().float()).eval()
+    folder = BN_Folder(verify=False)
+    folded = folder.fold(model, images.bfloat16())
+    assert folder.report.kept and torch.equal(folded(images.bfloat16()), model(images.bfloat16()))
+
+class Hooked(nn.Module):
+    "A hook inside of a norm with an activation"
+    def __init__(self):
+        super().__init__()
+        self.conv,self.bn = conv(),BatchNormAct2d(4)
+        self.bn.act.register_forward_hook(self.save)
+    def save(self, m, args, out): self.seen = out.mean()
+    def forward(self, x): return self.bn(self.conv(x))*self.seen
+def test_hook_inside_a_norm():
+    keeps(Hooked(), images, why='has a hook', others=[(images[:1],)])
+def test_act_on_shared_memory():
+    model = Net(lambda s,x: s.bn(s.conv(x).mean((2, 3), keepdim=True).expand(-1, -1, 5, 5)), conv=conv(), bn=BatchNormAct2d(4))
+    keeps(model, images, why='writes into its input')

@@ -2,8 +2,9 @@
 from copy import deepcopy
 import numpy as np, pytest, torch
 from torch import nn
+from torch.nn.utils import prune
 from torchvision.ops import StochasticDepth
-from fastfold.folder import BN_Folder
+from fastfold.folder import BN_Folder, FoldError
 from random_nets import difference, live
 from test_merge import Block, batch, check_same, conv, images, state
 from test_scales import gamma
@@ -181,3 +182,84 @@ def test_registered_twice():
     assert difference([model(images)], [deepcopy(folded)(images)])<1e-9
 
 def test_other_sizes(): stays(nn.Sequential(Sum(), nn.ReLU()), images, others=[(batch(1, 4, 3, 3),)])
+
+def test_products():
+    "An ordinary square beside a sum is nothing to merge"
+    stays(nn.Sequential(Block(lambda m,x: (lambda y: y*y + x)(m.a(x)), a=conv(padding=1)), nn.ReLU()), images)
+    stays(nn.Sequential(Block(lambda m,x: m.a(x) + x*x, a=conv(padding=1)), nn.ReLU()), images)
+
+def test_arrays_as_arguments():
+    "Numbers that aren't Python's, anywhere in the pass"
+    report,_ = stays(nn.Sequential(Sum(), Block(lambda m,x: x[:,np.arange(4)[::-1].copy()].relu())), images)
+    assert report.merged
+
+def test_attributes_set_by_others():
+    "What the model tells a part before it calls it, each time"
+    class Model(nn.Module):
+        def __init__(self, f, **parts):
+            super().__init__()
+            self.block = Block(f, **parts)
+            self.block.h = 0
+        def forward(self, x):
+            self.block.h = x.shape[-1]
+            return self.block(x)
+    def f(m, x): return (m.a(x) + m.c(x)).flatten(2).unflatten(2, (-1, m.h)).cumsum(3)
+    def g(m, x): return (m.a(x)*m.g).flatten(2).unflatten(2, (-1, m.h)).cumsum(3)
+    for model in Model(f, a=conv(padding=1), c=conv(padding=1)), Model(g, a=conv(padding=1), g=gamma(4, 1, 1)):
+        stays(model, images, others=[(batch(2, 4, 4, 8),)], why='has attributes set in a forward')
+
+def test_arguments_that_are_no_tensors():
+    "A trace would have them as they are in the example"
+    class Model(nn.Module):
+        def __init__(self, block):
+            super().__init__()
+            self.block = block
+        def forward(self, x, mode): return self.block(x, mode).relu()
+    class Options(Block):
+        def forward(self, x, mode): return self.function(self, x, mode)
+    for f in (lambda m,x,mode: m.a(x)+m.c(x) if mode is True else m.a(x)), (lambda m,x,mode: {True: m.a(x)+m.c(x)}.get(mode, x)):
+        stays(Model(Options(f, a=conv(padding=1), c=conv(padding=1))), images, True, others=[(images, False)], why='does other things when it is traced')
+
+def test_padding_by_hand():
+    "A convolution that pads the sides differently, as PyTorch itself has no way to say"
+    a = conv(padding=1, padding_mode='reflect')
+    a._reversed_padding_repeated_twice = [2, 0, 1, 1]
+    stays(nn.Sequential(Block(lambda m,x: m.a(x) + m.c(x), a=a, c=conv(padding=1, padding_mode='reflect')), nn.ReLU()), images, why='pads one side more')
+
+def test_out_of_order():
+    "Of two folders that changed a model, the later one gives back first"
+    model = live(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), conv(), nn.BatchNorm2d(4)))
+    before,first,second = state(model),BN_Folder(forward=False),BN_Folder()
+    first.fold(model, images, inplace=True)
+    second.fold(model, images, inplace=True)
+    now = state(model)
+    with pytest.raises(FoldError, match="'2' has been changed since"): first.unfold()
+    check_same(now, state(model))
+    second.unfold()
+    first.unfold()
+    check_same(before, state(model))
+
+def test_changed_since():
+    wrap,drop = (lambda m: setattr(m, '0', nn.Sequential(m[0]))),(lambda m: m.__delitem__(2))
+    unbias,thin = (lambda m: setattr(m[2], 'bias', None)),(lambda m: prune.random_unstructured(m[0], 'weight', .5))
+    for change in wrap, drop, unbias, thin:
+        model,folder = live(nn.Sequential(conv(), nn.BatchNorm2d(4), conv(bias=False), nn.BatchNorm2d(4), nn.ReLU())),BN_Folder()
+        folder.fold(model, images, inplace=True)
+        change(model)
+        now = state(model)
+        with pytest.raises(FoldError, match="has been changed since"): folder.unfold()
+        check_same(now, state(model))
+
+def test_one_part_cast():
+    "The norms of other parts keep their bits"
+    model = live(nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv(), nn.BatchNorm2d(4)))
+    kept,folder = deepcopy(model[4].state_dict()),BN_Folder()
+    folder.fold(model, images, inplace=True)
+    model[0].float()
+    folder.unfold()
+    assert model[0].weight.dtype==torch.float32 and all(torch.equal(v, kept[k]) and v.dtype==kept[k].dtype for k,v in model[4].state_dict().items())
+
+def test_bad_arguments():
+    for bad in (dict(layers=nn.Conv2d), dict(layers='Conv2d'), dict(layers=['Conv2d']), dict(handlers={nn.Conv2d: conv})):
+        with pytest.raises(FoldError, match=f"'{[*bad][0]}'.*: give a"): BN_Folder(**bad)
+    with pytest.raises(FoldError, match='give what'): BN_Folder().load(Sum(), None)
