@@ -225,7 +225,7 @@ def finish(self:Recorder, op:Op, out:list[Tensor]) -> None:
         self.new_value(t, op)
     op.outputs = [v for v in [self.now(t) or self.new_value(t, op) for t in out] if v.producer is op]
     if not out and op.asks_only and not any(v in self.known for v in op.inputs): return
-    if out and not op.outputs: return # hands on what it was given, as dropout does in evaluation
+    if out and not op.outputs and not isinstance(op.func, nn.Module): return # hands on what it was given, as dropout does in evaluation
     self.flow.ops.append(op)
     if isinstance(op.func, nn.Module): self.flow.calls.setdefault(op.func, []).append(op)
     for v in op.inputs + op.params: v.users.append(op)

@@ -233,7 +233,7 @@ class _Tracer(fx.Tracer):
 def asks_for_types(m:nn.Module) -> bool: # fx has something else in place of each tensor
     "Does the forward of `m` ask what its inputs are?"
     code = getattr(type(m).forward, '__code__', None)
-    return code is None or not {'isinstance', 'type', 'hasattr', 'callable'}.isdisjoint(code.co_names)
+    return code is None or not {'isinstance', 'type', 'hasattr', 'callable', 'is_tensor'}.isdisjoint(code.co_names)
 
 def steps_of(graph:fx.Graph) -> list[tuple]: # What fx adds for an argument that is given beforehand left out
     return [(n.op, n.target) for n in graph.nodes if n.op!='placeholder' and getattr(n.target, '__name__', '')!='_assert_is_none']

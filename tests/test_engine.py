@@ -1087,3 +1087,11 @@ def test_hook_inside_a_norm():
 def test_act_on_shared_memory():
     model = Net(lambda s,x: s.bn(s.conv(x).mean((2, 3), keepdim=True).expand(-1, -1, 5, 5)), conv=conv(), bn=BatchNormAct2d(4))
     keeps(model, images, why='writes into its input')
+
+class Peek(nn.BatchNorm2d):
+    "Looks at what it hands on"
+    def forward(self, x):
+        vars(self)['seen'] = x.mean((2, 3), keepdim=True)
+        return x
+def test_reader_that_hands_on():
+    keeps(Net(lambda s,x: s.bn(s.peek(s.conv(x)))*s.peek.seen, conv=conv(), peek=Peek(4), bn=nn.BatchNorm2d(4)), images, why='is a Peek')
