@@ -156,7 +156,7 @@ def test_zoo_peers(zoo, monkeypatch, capsys):
         careless=(lambda model, *xb: lambda x: model(x)+1, 'torch')))
     assert main('zoo resnet18 --size 32 --peers'.split())==0
     out = capsys.readouterr().out
-    assert 'absent is not installed: pip install "fastfold[peers]"\n' in out and out.count('absent')==1
+    assert 'absent is not installed: pip install -e ".[peers]"\n' in out and out.count('absent')==1
     assert 'fails: TypeError: no\n' in out and 'WRONG' in out
 
 def test_zoo_list(zoo, tmp_path, capsys):
