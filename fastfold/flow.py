@@ -408,6 +408,7 @@ def follow(self:Recorder,
     "Run a module once, in evaluation, and write down what happens to every tensor"
     module,done = self.model.get_submodule(name),Pass(name, args, kwargs or {}, None)
     args,kwargs = fresh(done.args, done.kwargs)
+    if any(type(o) in (int,float) for o in tree_flatten((args, kwargs))[0]): self.flow.asked.update(self.flow.names.values()) # they may go anywhere
     calls,sets = (mock.patch.object(nn.Module, k, f) for k,f in (('__call__', self.module_call()), ('__setattr__', self.attribute_set())))
     with evaluating(self.model), calls, sets, _Dispatched(self), _Functions(self):
         done.result = module(*args, **kwargs)

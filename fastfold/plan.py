@@ -269,10 +269,11 @@ def branches(self:Plan) -> list[tuple[set[nn.Module],nn.Module]]: # What is in t
     own = norms.union(m for m in self.names if has_kind(m, self.layers) or LayerScale in self.norms and m._parameters)
     if self.flow.called.issuperset(own): return res
     def size(m): return getattr(m, 'num_features', None) if m in norms else None
+    def form(m): return type(m),[t.shape for t in (*m.parameters(), *m.buffers())]
     for m in self.names:
         ran = {o:any(n in self.flow.called for n in ns) for o in m.children() if (ns := own.intersection(o.modules()))}
         for o in ran:
-            alike = ran if isinstance(m, (nn.ModuleList,nn.ModuleDict)) else [p for p in ran if size(p) and size(p)==size(o)]
+            alike = ran if isinstance(m, (nn.ModuleList,nn.ModuleDict)) else [p for p in ran if size(p) and size(p)==size(o) or form(p)==form(o)]
             unused = [p for p in alike if not ran[p]]
             if unused and ran[o]: res.append((set(o.modules()), unused[0]))
     return res

@@ -1095,3 +1095,16 @@ class Peek(nn.BatchNorm2d):
         return x
 def test_reader_that_hands_on():
     keeps(Net(lambda s,x: s.bn(s.peek(s.conv(x)))*s.peek.seen, conv=conv(), peek=Peek(4), bn=nn.BatchNorm2d(4)), images, why='is a Peek')
+
+def test_numbers_as_inputs():
+    model = Net(lambda s,x,k: s.bn(s.conv(x)*k).relu(), conv=conv(), bn=nn.BatchNorm2d(4))
+    keeps(model, images, 3, why='a number that may depend on the input', others=[(images, 2)])
+    folds(Net(lambda s,x,k: s.bn(s.conv(x)).relu()*k, conv=conv(), bn=nn.BatchNorm2d(4)), images, 3, others=[(images, 2)])
+def test_choices_by_name():
+    "Of parts that are made alike, another one may run another time"
+    def part(): return nn.Sequential(nn.BatchNorm2d(4), nn.ReLU())
+    for f in (lambda s,x,d: (s.a if d else s.b)(s.conv(x))), (lambda s,x,d: s.norm((s.c if d else s.d)(x)).relu()):
+        model = Net(f, conv=conv(), norm=nn.BatchNorm2d(4), a=part(), b=part(), c=conv(), d=conv())
+        fold(model, images, True, others=[(images, False)])
+    keeps(Net(lambda s,x,d: (s.a if d else s.b)(s.conv(x)), conv=conv(), a=part(), b=part()), images, True, why='is never run')
+    folds(Net(lambda s,x: s.norm(s.conv(x)).relu(), conv=conv(), norm=nn.BatchNorm2d(4), other=nn.Linear(4, 4)), images, n=1)
