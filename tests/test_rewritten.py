@@ -91,6 +91,7 @@ def test_optional(f, scale):
         def __init__(self):
             super().__init__()
             self.b = Inner(g=gamma(4, 1, 1))
+            if scale: del self.b.c # which would look like another choice
         def forward(self, x, flag=None): return self.b(x, flag)
     stays(Outer(), images, images, others=[(images,)], why="torch.fx can't trace 'b'")
 
