@@ -204,6 +204,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'fastfold.flow._Functions.__init__': ('flow.html#_functions.__init__', 'fastfold/flow.py'),
                                'fastfold.flow._Functions.__torch_function__': ( 'flow.html#_functions.__torch_function__',
                                                                                 'fastfold/flow.py'),
+                               'fastfold.flow.attributes_kept': ('flow.html#attributes_kept', 'fastfold/flow.py'),
                                'fastfold.flow.buffers_kept': ('flow.html#buffers_kept', 'fastfold/flow.py'),
                                'fastfold.flow.evaluating': ('flow.html#evaluating', 'fastfold/flow.py'),
                                'fastfold.flow.fixed_rng': ('flow.html#fixed_rng', 'fastfold/flow.py'),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Value', 'Op', 'Pass', 'Flow', 'tensors_in', 'storage_of', 'func_name', 'own_tensors', 'Recorder', 'writing',
-           'is_hooked', 'is_torch_own', 'fixed_rng', 'buffers_kept', 'evaluating', 'ExampleError', 'run', 'fresh',
-           'in_float64', 'record']
+           'is_hooked', 'is_torch_own', 'fixed_rng', 'buffers_kept', 'attributes_kept', 'evaluating', 'ExampleError',
+           'run', 'fresh', 'in_float64', 'record']
 
 # %% ../nbs/01_flow.ipynb #d97474c8
 from collections import defaultdict
@@ -366,6 +366,18 @@ def buffers_kept(modules:list[nn.Module]) -> Iterator[None]:
                 if b is not None and copy is not None and b.layout is torch.strided and not torch.equal(b, copy): b.data.copy_(copy)
 
 @contextmanager
+def attributes_kept(modules:Iterable[nn.Module]) -> Iterator[None]:
+    "Whatever `modules` store in plain attributes is undone"
+    saved = [(m, dict(vars(m))) for m in modules]
+    try: yield
+    finally:
+        for m,d in saved:
+            now = vars(m)
+            if now.keys()!=d.keys() or any(now[k] is not v for k,v in d.items()):
+                now.clear()
+                now.update(d)
+
+@contextmanager
 def evaluating(model:nn.Module) -> Iterator[None]:
     "Evaluation without gradients, after which `model`'s training flags and buffers are what they were"
     flags = [(m, m.training) for m in model.modules()]
@@ -387,7 +399,7 @@ def run(
     kwargs:dict|None=None # Keyword inputs
 ) -> Any: # What the model returns
     "One forward pass in evaluation"
-    with evaluating(model): return model(*args, **(kwargs or {}))
+    with attributes_kept(model.modules()), evaluating(model): return model(*args, **(kwargs or {}))
 
 # %% ../nbs/01_flow.ipynb #f25aef0c
 def fresh(*trees:Any) -> Any:
@@ -410,9 +422,9 @@ def follow(self:Recorder,
     args,kwargs = fresh(done.args, done.kwargs)
     if any(type(o) in (int,float) for o in tree_flatten((args, kwargs))[0]): self.flow.asked.update(self.flow.names.values()) # they may go anywhere
     calls,sets = (mock.patch.object(nn.Module, k, f) for k,f in (('__call__', self.module_call()), ('__setattr__', self.attribute_set())))
-    with evaluating(self.model), calls, sets, _Dispatched(self), _Functions(self):
-        done.result = module(*args, **kwargs)
-    self.close(done.result)
+    with attributes_kept(self.flow.names):
+        with evaluating(self.model), calls, sets, _Dispatched(self), _Functions(self): done.result = module(*args, **kwargs)
+        self.close(done.result)
     self.flow.passes.append(done)
 
 # %% ../nbs/01_flow.ipynb #e665ff39

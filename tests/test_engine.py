@@ -1108,3 +1108,30 @@ def test_choices_by_name():
         fold(model, images, True, others=[(images, False)])
     keeps(Net(lambda s,x,d: (s.a if d else s.b)(s.conv(x)), conv=conv(), a=part(), b=part()), images, True, why='is never run')
     folds(Net(lambda s,x: s.norm(s.conv(x)).relu(), conv=conv(), norm=nn.BatchNorm2d(4), other=nn.Linear(4, 4)), images, n=1)
+
+class Remembers(nn.Module):
+    "Keeps in its attributes what it has seen"
+    def __init__(self):
+        super().__init__()
+        self.conv,self.bn,self.mask,self.calls,self.h = conv(padding=1),nn.BatchNorm2d(4),None,0,0.
+    def forward(self, x):
+        if self.mask is None: self.mask = torch.ones(x.shape[-2:], dtype=x.dtype)
+        self.calls,self.h = self.calls+1,.5*self.h + x.mean((2, 3), keepdim=True)
+        self.last = x
+        return self.bn(self.conv(x)).relu()*self.mask + self.h
+@pytest.mark.parametrize('inplace', [False, True])
+def test_attributes_stay(inplace):
+    "Plain attributes are what they were before the example ran, and those of the result are so too"
+    model = live(Remembers())
+    before,want,folder = dict(vars(model)),deepcopy(model)(images),BN_Folder()
+    folder.plan(model, images[:1])
+    folded = folder.fold(model, images[:1], inplace=inplace)
+    assert len(folder.report.folded)==1
+    for m in model, folded: assert vars(m).keys()==before.keys() and (m.mask,m.calls,m.h)==(None,0,0.)
+    assert difference([want], [folded(images)])<1e-9
+def test_attributes_that_keep():
+    "What a model leaves in an attribute can be looked at afterwards"
+    def f(s, x):
+        s.seen = s.conv(x)
+        return s.bn(s.seen).relu()
+    keeps(Net(f, conv=conv(), bn=nn.BatchNorm2d(4)), images, why='something keeps it')
