@@ -206,6 +206,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'fastfold/flow.py'),
                                'fastfold.flow.attributes_kept': ('flow.html#attributes_kept', 'fastfold/flow.py'),
                                'fastfold.flow.buffers_kept': ('flow.html#buffers_kept', 'fastfold/flow.py'),
+                               'fastfold.flow.each_tensor': ('flow.html#each_tensor', 'fastfold/flow.py'),
                                'fastfold.flow.evaluating': ('flow.html#evaluating', 'fastfold/flow.py'),
                                'fastfold.flow.fixed_rng': ('flow.html#fixed_rng', 'fastfold/flow.py'),
                                'fastfold.flow.fresh': ('flow.html#fresh', 'fastfold/flow.py'),

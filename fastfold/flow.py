@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Value', 'Op', 'Pass', 'Flow', 'tensors_in', 'storage_of', 'func_name', 'own_tensors', 'Recorder', 'writing',
            'is_hooked', 'is_torch_own', 'fixed_rng', 'buffers_kept', 'attributes_kept', 'evaluating', 'ExampleError',
-           'run', 'fresh', 'in_float64', 'record']
+           'run', 'each_tensor', 'fresh', 'in_float64', 'record']
 
 # %% ../nbs/01_flow.ipynb #d97474c8
 from collections import defaultdict
@@ -367,7 +367,7 @@ def buffers_kept(modules:list[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def attributes_kept(modules:Iterable[nn.Module]) -> Iterator[None]:
-    "Whatever `modules` store in plain attributes is undone"
+    "Whatever `modules` store in plain attributes, training flags among them, is undone"
     saved = [(m, dict(vars(m))) for m in modules]
     try: yield
     finally:
@@ -379,15 +379,14 @@ def attributes_kept(modules:Iterable[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model:nn.Module) -> Iterator[None]:
-    "Evaluation without gradients, after which `model`'s training flags and buffers are what they were"
-    flags = [(m, m.training) for m in model.modules()]
-    with torch.inference_mode(False), torch.no_grad(), fixed_rng(), buffers_kept([m for m,_ in flags]):
+    "Evaluation without gradients, after which training flags, buffers and plain attributes of `model` are what they were"
+    modules,was = list(model.modules()),model.training
+    with torch.inference_mode(False), torch.no_grad(), fixed_rng(), buffers_kept(modules), attributes_kept(modules):
         try:
-            if any(f for _,f in flags): model.eval()
+            if any(m.training for m in modules): model.eval()
             yield
         finally:
-            if model.training!=flags[0][1]: model.train(flags[0][1])
-            for m,f in flags: m.training = f
+            if model.training!=was: model.train(was)
 
 # %% ../nbs/01_flow.ipynb #fcaaa459
 class ExampleError(FoldError):
@@ -399,17 +398,20 @@ def run(
     kwargs:dict|None=None # Keyword inputs
 ) -> Any: # What the model returns
     "One forward pass in evaluation"
-    with attributes_kept(model.modules()), evaluating(model): return model(*args, **(kwargs or {}))
+    with evaluating(model): return model(*args, **(kwargs or {}))
 
 # %% ../nbs/01_flow.ipynb #f25aef0c
+def each_tensor(f:Callable[[Tensor],Tensor], trees:Any) -> Any:
+    "`trees` with `f` of each tensor in them; what was one tensor in two places still is"
+    return tree_map_only(Tensor, cache(f), trees)
+
 def fresh(*trees:Any) -> Any:
-    "`trees` with copies of their tensors, one for each: a model may write into its input"
-    copies = {id(t): t.detach().clone() for t in tensors_in(trees)}
-    return tree_map_only(Tensor, lambda t: copies[id(t)], trees)
+    "`trees` with copies of their tensors: a model may write into its input"
+    return each_tensor(lambda t: t.detach().clone(), trees)
 
 def in_float64(trees:Any) -> Any:
     "`trees` with their tensors of floating point numbers in float64"
-    return tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, trees)
+    return each_tensor(lambda t: t.double() if t.is_floating_point() else t, trees)
 
 @patch
 def follow(self:Recorder,
@@ -422,8 +424,8 @@ def follow(self:Recorder,
     args,kwargs = fresh(done.args, done.kwargs)
     if any(type(o) in (int,float) for o in tree_flatten((args, kwargs))[0]): self.flow.asked.update(self.flow.names.values()) # they may go anywhere
     calls,sets = (mock.patch.object(nn.Module, k, f) for k,f in (('__call__', self.module_call()), ('__setattr__', self.attribute_set())))
-    with attributes_kept(self.flow.names):
-        with evaluating(self.model), calls, sets, _Dispatched(self), _Functions(self): done.result = module(*args, **kwargs)
+    with evaluating(self.model):
+        with calls, sets, _Dispatched(self), _Functions(self): done.result = module(*args, **kwargs)
         self.close(done.result)
     self.flow.passes.append(done)
 

@@ -191,14 +191,14 @@ class BN_Folder:
         verify:bool=True, # Compare the folded model with the original on the example batch?
         tol:float|None=None # Largest relative difference that verification allows; by default, what rounding explains
     ):
-        handlers,layers = handlers or {},layers or ()
-        for o in [layers] if isinstance(layers, (str,type)) else layers:
-            if isinstance(layers, type) or not isinstance(o, type): raise FoldError(f"'layers' is {layers!r}: give a list of types, as in layers=[nn.Conv2d]")
+        handlers,into = handlers or {},() if isinstance(layers, type) else tuple(layers or ())
+        if isinstance(layers, type) or not all(isinstance(o, type) for o in into): raise FoldError(
+            f"'layers' is {layers!r}: give a list of types, as in layers=[nn.Conv2d]")
         for k,v in handlers.items():
             if not isinstance(v, (NormRule,LayerRule)): raise FoldError(f"'handlers' has {v!r} for {k!r}: give a NormRule or a LayerRule")
         self.norms = NORMS | (SCALES if layer_scale else {}) | {k:v for k,v in handlers.items() if isinstance(v, NormRule)}
         self.layers = LAYERS | {k:v for k,v in handlers.items() if isinstance(v, LayerRule)}
-        self.into,self.forward,self.merge,self.verify,self.tol = tuple(layers),forward,merge,verify,tol
+        self.into,self.forward,self.merge,self.verify,self.tol = into,forward,merge,verify,tol
         self.report:FoldReport|None = None # What the last `fold` or `plan` found
         self.model:nn.Module|None = None # The model last folded in place
         self.changes:list[Change] = [] # What was done to it

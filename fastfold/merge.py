@@ -95,7 +95,7 @@ def kind(self:Finder, op:Op) -> str: # 'layer', 'pool' (an average), 'norm', 'su
     if op.func in _sums: return 'sum' if set(vs)==set(given) else ''
     if op.func not in _factors or 'rounding_mode' in op.kwargs: return ''
     if len(given)==1: return 'sum'
-    return 'factor' if 'mul' in op.name and len(vs)==1 and len({*given, *vs})==2 else ''
+    return 'factor' if 'mul' in op.name and len(vs)==1 and len(set(given))==2 else ''
 
 # %% ../nbs/05c_merge.ipynb #d72a0bdd
 @patch

@@ -7,12 +7,11 @@ __all__ = ['Edit', 'Plan', 'reader', 'is_computed', 'together', 'norms_of', 'in_
 
 # %% ../nbs/05_plan.ipynb #ff6f88e4
 from dataclasses import dataclass, field, replace
-from functools import partial
 from math import prod
 from typing import Any, Callable, Iterator
 import torch
-from torch import nn, Tensor
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch import nn
+from torch.utils._pytree import tree_flatten
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from fastcore.basics import patch
@@ -118,9 +117,9 @@ def cross(self:Plan, op:Op, step:Step, key:str) -> list[Step]:
     given = [v for v in tree_flatten((op.args, op.kwargs))[0] if isinstance(v, Value)]
     plain = op.func in THROUGH and not op.in_place and op.inputs==given
     steps = through(op, step) if plain else None
-    if op.where in self.flow.asked and has_numbers(op): raise Keep('number', op=op)
     if steps is None and plain and turns(op, step): raise Keep('turns', op=op)
     if steps is None: raise Keep(key, op=op)
+    if op.where in self.flow.asked and has_numbers(op): raise Keep('number', op=op)
     return steps
 
 # %% ../nbs/05_plan.ipynb #c45a80d5
@@ -215,7 +214,7 @@ def walk_back(self:Plan, call:Op, a:Affine) -> Iterator[Edit]:
         op = op.inputs[0].producer
     return self.back(self.start(call.inputs[0], call.func, a), call)
 
-_may_copy = {'reshape', 'reshape_as', 'flatten', 'contiguous', 'ravel', 'to'} # where memory isn't in order, which the norm saw to
+_may_copy = {'reshape', 'reshape_as', 'flatten', 'ravel'} # where memory isn't in order, which the norm saw to
 
 @patch
 def check_views(self:Plan, call:Op) -> None:
@@ -270,12 +269,13 @@ def branches(self:Plan) -> list[tuple[set[nn.Module],nn.Module]]: # What is in t
     if self.flow.called.issuperset(own): return res
     def size(m): return getattr(m, 'num_features', None) if m in norms else None
     def form(m): return type(m),[t.shape for t in (*m.parameters(), *m.buffers())]
+    def alike(m, o): return size(m) and size(m)==size(o) or form(m)==form(o)
     for m in self.names:
         ran = {o:any(n in self.flow.called for n in ns) for o in m.children() if (ns := own.intersection(o.modules()))}
-        for o in ran:
-            alike = ran if isinstance(m, (nn.ModuleList,nn.ModuleDict)) else [p for p in ran if size(p) and size(p)==size(o) or form(p)==form(o)]
-            unused = [p for p in alike if not ran[p]]
-            if unused and ran[o]: res.append((set(o.modules()), unused[0]))
+        idle,is_list = [o for o in ran if not ran[o]],isinstance(m, (nn.ModuleList,nn.ModuleDict))
+        for o in ran if idle else ():
+            unused = next((p for p in idle if is_list or alike(p, o)), None)
+            if unused and ran[o]: res.append((set(o.modules()), unused))
     return res
 
 @patch
@@ -332,10 +332,10 @@ def follow_twice(rec:Recorder) -> bool: # Was it one image, and can the model ta
     "Follow the example batch doubled, if it is a batch of one"
     args,kwargs = (rec.flow.passes[0].args, rec.flow.passes[0].kwargs) if rec.flow.passes else ((), {})
     if not (ts := [t for t in tensors_in(args, kwargs) if t.ndim]) or any(len(t)!=1 for t in ts): return False
-    double = partial(tree_map_only, Tensor, lambda t: torch.cat([t, t]) if t.ndim else t)
-    try: run(rec.model, double(args), double(kwargs))
+    args,kwargs = each_tensor(lambda t: torch.cat([t, t]) if t.ndim else t, (args, kwargs))
+    try: run(rec.model, *fresh(args, kwargs))
     except Exception: return False
-    rec.follow('', double(args), double(kwargs))
+    rec.follow('', args, kwargs)
     return True
 
 # %% ../nbs/05_plan.ipynb #8e2aaee0

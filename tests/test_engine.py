@@ -11,6 +11,7 @@ from torch.utils import checkpoint, dlpack
 from torchvision.ops import FrozenBatchNorm2d
 from timm.layers import BatchNormAct2d
 from fastfold.affine import Affine, LayerRule, LinearMap, NORMS, NormRule, conv_axis, conv_obstacle
+from fastfold.flow import in_float64
 from fastfold.folder import BN_Folder, FoldError
 from random_nets import check, difference, live, nets
 
@@ -1052,6 +1053,11 @@ def test_statistics_switched_off():
 def test_same_input_twice():
     f = lambda s,q,k: (lambda y: s.bn(y) if q is not k else s.bn(y)+y)(s.conv(q))
     keeps(Net(f, conv=conv(), bn=nn.BatchNorm2d(4)), images, images, why='also used by add')
+    q = images[:1].float()
+    model,folder = live(Net(f, conv=conv(), bn=nn.BatchNorm2d(4))).float(),BN_Folder(verify=False)
+    assert not difference(tensors(model, q, q), tensors(folder.fold(model, q, q), q, q)) and folder.report.kept # as one, doubled, too
+    a,b = in_float64((q, q))
+    assert a is b
 def test_batch_of_one_and_a_number():
     two = torch.tensor(2.)
     model = Net(lambda s,x,t: s.bn(s.conv(x).transpose(0, 1).reshape(x.shape)).relu()*t, conv=conv(padding=1), bn=nn.BatchNorm2d(4))

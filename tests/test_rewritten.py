@@ -264,3 +264,4 @@ def test_bad_arguments():
     for bad in (dict(layers=nn.Conv2d), dict(layers='Conv2d'), dict(layers=['Conv2d']), dict(handlers={nn.Conv2d: conv})):
         with pytest.raises(FoldError, match=f"'{[*bad][0]}'.*: give a"): BN_Folder(**bad)
     with pytest.raises(FoldError, match='give what'): BN_Folder().load(Sum(), None)
+    assert BN_Folder(layers=(o for o in [nn.Conv2d])).into==(nn.Conv2d,)
