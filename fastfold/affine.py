@@ -47,7 +47,7 @@ def exact_device(t:Tensor) -> torch.device:
 
 def exact(t:Tensor) -> Tensor:
     "`t` in float64, without history"
-    return t.detach().to(exact_device(t), torch.float64)
+    return t.detach().to(exact_device(t)).double()
 
 # %% ../nbs/00_affine.ipynb #18719133
 def norm_affine(
@@ -85,7 +85,7 @@ class LinearMap:
         a,b = layer.weight.shape[0],layer.weight.shape[1]*self.groups
         self.n_in,self.n_out = (a,b) if self.transposed else (b,a)
         kw:dict[str,Any] = dict(dtype=torch.float64, device=exact_device(layer.weight))
-        self.rows,self.columns = torch.ones(self.groups, self.n_out//self.groups, **kw),torch.ones(self.groups, 1, **kw)
+        self.rows,self.columns = torch.ones(self.groups, self.n_out//self.groups, 1, **kw),torch.ones(self.groups, 1, 1, **kw) # their product: the factors
         self.bias = torch.zeros_like(self.rows) if layer.bias is None else exact(layer.bias).view_as(self.rows)
 
     def absorb_after(self, a:Affine) -> None:
@@ -95,12 +95,12 @@ class LinearMap:
 
     def absorb_before(self, a:Affine) -> None:
         "Take as input what `a` was given as its input"
-        scale,shift = (t.view(self.groups, -1) for t in a)
+        scale,shift = (t.view(self.groups, 1, -1) for t in a)
         blocks = grouped(exact(self.layer.weight), self.groups, self.transposed)
-        self.bias = self.bias + self.rows*torch.einsum('goik,gi->go', blocks, self.columns*shift)
+        self.bias = self.bias + self.rows*torch.einsum('goik,gui->gou', blocks, self.columns*shift)
         self.columns = self.columns*scale
 
-# %% ../nbs/00_affine.ipynb #4a6536ce
+# %% ../nbs/00_affine.ipynb #b2505750
 @torch.no_grad()
 def mapped(
     old:nn.Parameter,
@@ -109,15 +109,15 @@ def mapped(
 ) -> nn.Parameter: # Of the same dtype, device, memory format and `requires_grad`
     "`old*scale + shift`"
     new,n = torch.empty_like(old, requires_grad=False),max(1, 2**17//max(1, old[0].numel()))
-    for to,w,s in zip(*(t.split(n) for t in (new, old, scale))): # few at a time: they stay in the cache
-        res = w.to(s, copy=True).mul_(s)
-        to.copy_(res if shift is None else res.add_(shift))
+    for i in range(0, len(old), n): # few at a time: they stay in the cache
+        res = old[i:i+n].to(scale, copy=True).mul_(scale[i:i+n])
+        new[i:i+n] = res if shift is None else res.add_(shift)
     return nn.Parameter(new, requires_grad=old.requires_grad)
 
 @patch
 def factors(self:LinearMap) -> Tensor: # Broadcasts to the layer's weight
     "What to multiply the weight with"
-    res = self.rows[:,:,None]*self.columns[:,None]
+    res = self.rows*self.columns
     if self.transposed: res = res.expand(-1, -1, self.n_in//self.groups).transpose(1, 2)
     return res.flatten(0, 1)[(...,*(None,)*(self.layer.weight.ndim-2))]
 

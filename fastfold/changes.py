@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Pair', 'Change', 'slots', 'new_parameters', 'block_changes', 'make_changes', 'overflowing', 'with_cuts',
-           'sound_changes', 'place', 'replaced', 'follow_model', 'check_places', 'restore_block', 'restore',
+           'sound_changes', 'place', 'replaced', 'follow_model', 'check_places', 'restore_block', 'restore', 'no_hooks',
            'copy_with']
 
 # %% ../nbs/05d_changes.ipynb #0630b6ea
+from collections import OrderedDict
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,7 +31,10 @@ class Change:
     new:Any # Of a module with another forward None at first: it is made of what is in `old` when it is put in
     merges:list[Merge]=field(default_factory=list) # What changes in that forward
 
-    def slot(self, model:nn.Module) -> dict[str,Any]: return getattr(model.get_submodule(self.owner), self.kind)
+    def slot(self, model:nn.Module) -> dict[str,Any]:
+        "Where it is registered in `model`"
+        for k in filter(None, self.owner.split('.')): model = model._modules[k] # type: ignore[assignment]
+        return getattr(model, self.kind)
     def get(self, model:nn.Module) -> Any: return self.slot(model)[self.key]
     def put(self, model:nn.Module, what:Any) -> None:
         self.slot(model)[self.key] = what.to(self.get(model)) if self.kind=='_buffers' else what # a buffer set aside doesn't move with the model
@@ -168,10 +172,14 @@ def restore(model:nn.Module, changes:list[Change]) -> None:
     for c in reversed(changes): c.put(model, c.old)
 
 # %% ../nbs/05d_changes.ipynb #5179aff0
+def no_hooks(model:nn.Module) -> dict[int,Any]: # For the memo of `deepcopy`, which takes most of its time for these
+    "Copies of the places for hooks in `model` that have none"
+    return {id(d):OrderedDict() for m in model.modules() for k,d in vars(m).items() if k.endswith('_hooks') and type(d) is OrderedDict and not d}
+
 def copy_with(model:nn.Module, changes:list[Change]) -> nn.Module:
     "A deep copy of `model` in which `changes` have been made"
     blocks = [c for c in changes if c.merges]
-    memo = {id(c.old):c.new for c in changes if c.old is not None and not c.merges}
+    memo = no_hooks(model) | {id(c.old):c.new for c in changes if c.old is not None and not c.merges}
     try: res = deepcopy(model, memo)
     except Exception as e: raise FoldError(
         f"{type(model).__name__} can't be copied ({type(e).__name__}: {e}): use fold(..., inplace=True), which needs no copy") from e

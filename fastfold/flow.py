@@ -12,6 +12,7 @@ from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from functools import cache, partial
+from operator import is_
 from typing import Any, Callable, Iterable, Iterator
 from unittest import mock
 from weakref import ref
@@ -55,6 +56,7 @@ class Op:
     params:list[Value]=field(default_factory=list) # The parameters and buffers of a module taken as a whole
     writes:list[object]=field(default_factory=list) # The storages whose content it changed, or let others change
     training:bool=False # Was the module in training mode?
+    at:int=0 # When: later calls have higher numbers
 
     @property
     def exposes(self) -> bool: return self.name in _exposing
@@ -82,6 +84,7 @@ class Flow:
     "The record of a pass through a model, and of parts of it that were run alone"
     passes:list[Pass]=field(default_factory=list)
     ops:list[Op]=field(default_factory=list) # In order of execution
+    writers:dict[object,list[Op]]=field(default_factory=dict) # storage -> the calls that write into it
     called:set[nn.Module]=field(default_factory=set) # All modules that ran
     names:dict[nn.Module,str]=field(default_factory=dict) # Modules, with their names in the model
     params:dict[str,Value]=field(default_factory=dict) # Parameters and buffers by name, shared ones under each
@@ -96,8 +99,7 @@ class Flow:
 
     def writer(self, value:Value, after:Op) -> Op|None:
         "A call later than `after` that writes into the memory of `value`, or any that lets others do so"
-        i = self.ops.index(after)
-        return next((o for j,o in enumerate(self.ops) if value.storage in o.writes and (j>i or o.exposes)), None)
+        return next((o for o in self.writers.get(value.storage, ()) if o.at>after.at or o.exposes), None)
 
 # %% ../nbs/01_flow.ipynb #82ccd065
 _plain = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
@@ -226,7 +228,9 @@ def finish(self:Recorder, op:Op, out:list[Tensor]) -> None:
     op.outputs = [v for v in [self.now(t) or self.new_value(t, op) for t in out] if v.producer is op]
     if not out and op.asks_only and not any(v in self.known for v in op.inputs): return
     if out and not op.outputs and not isinstance(op.func, nn.Module): return # hands on what it was given, as dropout does in evaluation
+    op.at = self.flow.ops[-1].at+1 if self.flow.ops else 0
     self.flow.ops.append(op)
+    for s in dict.fromkeys(op.writes): self.flow.writers.setdefault(s, []).append(op)
     if isinstance(op.func, nn.Module): self.flow.calls.setdefault(op.func, []).append(op)
     for v in op.inputs + op.params: v.users.append(op)
 
@@ -283,7 +287,7 @@ def unwatched(self:Recorder, orig:Callable, m:nn.Module, args:tuple, op:Op) -> A
     with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
         op.inputs = [self.value(t) for t in args]
         out = orig(m, *args)
-        if getattr(m, 'inplace', False): op.writes = [v.storage for v in op.inputs]
+        if vars(m).get('inplace'): op.writes = [v.storage for v in op.inputs]
         self.finish(op, [out])
     return out
 
@@ -373,7 +377,7 @@ def attributes_kept(modules:Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for m,d in saved:
             now = vars(m)
-            if now.keys()!=d.keys() or any(now[k] is not v for k,v in d.items()):
+            if now.keys()!=d.keys() or not all(map(is_, map(now.get, d), d.values())):
                 now.clear()
                 now.update(d)
 

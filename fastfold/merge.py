@@ -430,8 +430,8 @@ def unneeded(give:fx.Node, take:fx.Node) -> list[fx.Node]: # Last first
 
 def is_written(flow:Flow, value:Value, until:Op) -> bool:
     "Does something write into the memory of `value` before `until` is done, or let others do so?"
-    start,end = (flow.ops.index(o) if o else -1 for o in (value.producer, until))
-    return any(value.storage in o.writes and (start<i<=end or o.exposes) for i,o in enumerate(flow.ops))
+    start,end = (o.at if o else -1 for o in (value.producer, until))
+    return any(start<o.at<=end or o.exposes for o in flow.writers.get(value.storage, ()))
 
 # %% ../nbs/05c_merge.ipynb #f53a2550
 _handing_on = {*functions(['dropout']), nn.functional.dropout}

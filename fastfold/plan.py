@@ -134,7 +134,7 @@ def rule(self:Plan, m:nn.Module, rules:dict[type|str,Any]) -> Any:
     "The rule for `m`, if it can be relied on to do what its class does with its own weights"
     name,kind = self.names[m],type(m).__name__
     if m in self.flow.changed: raise Keep('changed', name=name)
-    if any(map(is_hooked, m.modules())): raise Keep('hooked', name=name)
+    if any(map(is_hooked, m.modules() if m._modules else (m,))): raise Keep('hooked', name=name)
     rule = rule_of(m, rules)
     if rule is None: raise Keep('own_forward', name=name, kind=kind)
     own = [self.flow.params[f'{name}.{k}'.strip('.')] for k in own_tensors(m)] # a LayerScale has the name of its parameter
@@ -165,7 +165,7 @@ def check_uses(self:Plan, edits:list[Edit]) -> None:
     for p,e in once.items():
         for u in (u for u in p.users if not u.asks_only):
             if p not in u.params: raise Keep('read', name=e.op.name, op=u)
-            if u not in asked or not agree(e, asked[u]): raise Keep('partial', name=e.op.name, n=len(p.users))
+            if u is not e.op and (u not in asked or not agree(e, asked[u])): raise Keep('partial', name=e.op.name, n=len(p.users))
 
 # %% ../nbs/05_plan.ipynb #e2e9300c
 @patch
@@ -200,7 +200,7 @@ def is_bare(self:Plan, norm:nn.Module) -> bool:
 @patch
 def start(self:Plan, value:Value, norm:nn.Module, a:Affine) -> Step:
     "All of `value` to go through `a`, the map of `norm`"
-    return first_step(value, a, rule_of(norm, self.norms).axis_of(norm) % len(value.shape))
+    return Step(value, a, rule_of(norm, self.norms).axis_of(norm) % len(value.shape))
 
 _sharing = 'expand expand_as broadcast_to chunk split split_with_sizes tensor_split unbind'.split() # what they make can't be written into, or not alone
 
