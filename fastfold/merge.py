@@ -302,7 +302,7 @@ def leaf_in(self:Finder, name:str, regions:list[Region]) -> Callable[[nn.Module,
         if self.is_leaf(m) or is_drop(m) or is_torch_own(type(m)) and not m._modules: return True
         if any(o==full or o.startswith(f'{full}.') for o in others): return True
         if is_hooked(m): raise Unmerged('hooked', name=full)
-        if m in self.plan.flow.changed: raise Keep('changed', name=full)
+        if self.plan.model.get_submodule(full) in self.plan.flow.changed: raise Keep('changed', name=full) # `m` is of a copy
         return False
     return is_leaf
 

@@ -209,6 +209,35 @@ def test_attributes_set_by_others():
     for model in Model(f, a=conv(padding=1), c=conv(padding=1)), Model(g, a=conv(padding=1), g=gamma(4, 1, 1)):
         stays(model, images, others=[(batch(2, 4, 4, 8),)], why='has attributes set in a forward')
 
+def test_attributes_set_further_inside():
+    "A factor that the model hands to a part of a part, each time"
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = Block(lambda m,x: m.p(x) + m.c(x), p=Block(lambda m,x: m.a(x)*m.k, a=conv(padding=1)), c=conv(padding=1))
+        def forward(self, x):
+            self.block.p.k = 2. if x.sum()>0 else 3.
+            return self.block(x).relu()
+    x = images.abs()
+    stays(Model(), x, others=[(-x,), (x,)], why="'block.p' has attributes set in a forward")
+
+def test_dtypes_under_autocast():
+    "Layers that only agree with each other because their weights are cast"
+    class Cast(nn.Sequential):
+        def forward(self, x):
+            with torch.autocast('cpu', torch.bfloat16): return super().forward(x)
+    model,folder = Cast(Sum(c=conv(padding=1).bfloat16()), nn.ReLU()).eval(),BN_Folder(merge=True)
+    x = images.bfloat16()
+    assert torch.equal(folder.fold(model, x)(x), model(x)) and [r.reason for r in folder.report.sums]==['its weights have different dtypes']
+
+def test_out_of_sight_in_a_part():
+    "What is added up in a part that also does something else, and goes on outside"
+    part = Block(lambda m,x: (m.a(x) + m.c(x), x.relu()), a=conv(padding=1), c=conv(padding=1))
+    def f(m, x):
+        s,z = m.p(x)
+        return (s + m.d(x)).relu() + z
+    stays(nn.Sequential(Block(f, p=part, d=conv(padding=1)), nn.ReLU()), images, why="what its layers take, or make, can't be had in '0'")
+
 def test_arguments_that_are_no_tensors():
     "A trace would have them as they are in the example"
     class Model(nn.Module):
