@@ -441,10 +441,11 @@ def record(
     is_leaf:Callable[[nn.Module],bool]=lambda m: False # Which modules to take as a whole
 ) -> Recorder: # Its `flow` is the record
     "Follow one example batch through `model`"
-    rec = Recorder(model, is_leaf)
+    rec,ts = Recorder(model, is_leaf),tensors_in(args, kwargs)
+    what = ', '.join(str(tuple(t.shape)) for t in ts) or 'no tensors'
+    if ts and not any(t.numel() for t in ts): raise ExampleError(f"the example batch of {what} is empty, so it shows nothing of {type(model).__name__}: give one with a sample in it")
     try: rec.follow('', args, kwargs)
     except Exception as e:
-        what = ', '.join(str(tuple(t.shape)) for t in tensors_in(args, kwargs))
-        raise ExampleError(f"{type(model).__name__} failed on the example batch of {what or 'no tensors'}: {type(e).__name__}: {e}\n"
+        raise ExampleError(f"{type(model).__name__} failed on the example batch of {what}: {type(e).__name__}: {e}\n"
             "Give one example batch that the model takes in evaluation: fold(model, xb), or fold(model, x, y, kw=dict(mask=m))") from e
     return rec

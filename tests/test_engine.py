@@ -226,6 +226,13 @@ def test_layer_scale():
     for n_out,n in ((1, 3), (2, 1), (3, 1)): # one of the two is broadcast
         keeps(nn.Sequential(nn.Linear(4, n_out), layers.LayerScale(n, .3), nn.Linear(max(n_out, n), 2)), batch(5, 4), layer_scale=True)
 
+def test_activation_with_weights():
+    "The activation inside of timm's norm stays, with its weights, unless these are used elsewhere, too"
+    folds(nn.Sequential(conv(), BatchNormAct2d(4, act_layer=nn.PReLU)), images)
+    norm = BatchNormAct2d(4, act_layer=nn.PReLU)
+    keeps(pair(lambda s,x: s.bn(s.conv(x)) * s.bn.act.weight, bn=norm), images, why='also read by')
+    keeps(Net(lambda s,x: s.b2(s.c2(s.bn(s.conv(x)))), conv=conv(), bn=norm, c2=conv(), b2=norm.act), images, why='also read by')
+
 # parts that the example doesn't reach, and models without one
 
 class Aux(nn.Module):
@@ -307,7 +314,12 @@ shows_nothing = dict( # for batches of 1 or 2, another batch would be wrong
 @pytest.mark.parametrize('name', shows_nothing)
 @pytest.mark.parametrize('n', [1, 2])
 def test_shown_by_no_example(name, n):
-    fold(Net(shows_nothing[name], conv=conv(k=1), bn=nn.BatchNorm2d(4), b2=nn.BatchNorm2d(4)), images[:n], others=[(images,), (images[:1],), (images[:2],)])
+    fold(Net(shows_nothing[name], conv=conv(k=1), bn=nn.BatchNorm2d(4), b2=nn.BatchNorm2d(4)), images[:n], others=[(images,), (images[:1],), (images[:2],), (images[:,:,:5,:5],)])
+
+def test_nothing_in_it():
+    "An empty example shows nothing; an empty part of a good one does no harm"
+    with pytest.raises(FoldError, match=r'\(0, 4, 6, 6\) is empty.*give one with a sample'): BN_Folder().fold(live(pair(lambda s,x: s.bn(s.conv(x)))), images[:0])
+    keeps(pair(lambda s,x: s.bn(s.conv(x[:0])).sum() + x.sum()), images)
 
 chosen = dict(
     attributes = lambda s,x,d=0: (s.bn if d==0 else s.b2)(s.conv(x)),
