@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
 from torch.utils import checkpoint, dlpack
 from torchvision.ops import FrozenBatchNorm2d
 from timm.layers import BatchNormAct2d
-from fastfold.affine import Affine, LayerRule, LinearMap, NORMS, NormRule, conv_axis, conv_obstacle
+from fastfold.affine import Affine, LayerRule, LinearMap, NORMS, NormRule, conv_axis, conv_obstacle, fold_conv_bn, fold_linear_bn
 from fastfold.flow import in_float64
 from fastfold.folder import BN_Folder, FoldError
 from random_nets import check, difference, live, nets
@@ -215,6 +215,11 @@ def test_lazy_norm():
     model(images.float())
     folds(model, images)
 
+def test_pairs_that_are_none():
+    with pytest.raises(FoldError, match="a ReLU can't absorb a norm: give a plain Linear"): fold_conv_bn(nn.ReLU(), nn.BatchNorm2d(4))
+    with pytest.raises(FoldError, match="a ParametrizedLinear can't absorb a norm: give a plain Linear"): fold_linear_bn(parametrizations.weight_norm(nn.Linear(4, 4)), nn.BatchNorm1d(4))
+    with pytest.raises(FoldError, match='4 channels on that side, and the map 3: give'): fold_conv_bn(conv(), nn.BatchNorm2d(3))
+
 def test_layer_scale():
     layers = pytest.importorskip('timm.layers')
     for inplace in (False, True):
@@ -223,6 +228,11 @@ def test_layer_scale():
         folds(flat, batch(2, 5, 4), layer_scale=True)
         folds(nn.Sequential(conv(), nn.Identity(), layers.LayerScale2d(4, .3, inplace), nn.BatchNorm2d(4)), images, n=2, layer_scale=True)
         keeps(nn.Sequential(nn.ReLU(), layers.LayerScale2d(4, .3, inplace), nn.ReLU()), images, layer_scale=True)
+    plain = nn.Sequential(conv(bias=False), layers.LayerScale2d(4, .3))
+    folds(plain, images, layer_scale=True, inplace=True)
+    assert plain[0].bias is None # there is nothing to add
+    broken = nn.Sequential(nn.Linear(4, 3), layers.LayerScale(3, float('nan')))
+    with pytest.raises(FoldError, match="'1' .LayerScale. has a `gamma` that is not finite: load"): BN_Folder(layer_scale=True).fold(live(broken), batch(2, 4))
     for n_out,n in ((1, 3), (2, 1), (3, 1)): # one of the two is broadcast
         keeps(nn.Sequential(nn.Linear(4, n_out), layers.LayerScale(n, .3), nn.Linear(max(n_out, n), 2)), batch(5, 4), layer_scale=True)
 
@@ -314,23 +324,23 @@ shows_nothing = dict( # for batches of 1 or 2, another batch would be wrong
 @pytest.mark.parametrize('name', shows_nothing)
 @pytest.mark.parametrize('n', [1, 2])
 def test_shown_by_no_example(name, n):
-    fold(Net(shows_nothing[name], conv=conv(k=1), bn=nn.BatchNorm2d(4), b2=nn.BatchNorm2d(4)), images[:n], others=[(images,), (images[:1],), (images[:2],), (images[:,:,:5,:5],)])
+    more = dict(b2=nn.BatchNorm2d(4)) if name=='halves' else {} # one that is never run would keep the other
+    fold(pair(shows_nothing[name], conv=conv(k=1), **more), images[:n], others=[(images,), (images[:1],), (images[:2],), (images[:,:,:5,:5],)])
 
 def test_nothing_in_it():
     "An empty example shows nothing; an empty part of a good one does no harm"
     with pytest.raises(FoldError, match=r'\(0, 4, 6, 6\) is empty.*give one with a sample'): BN_Folder().fold(live(pair(lambda s,x: s.bn(s.conv(x)))), images[:0])
     keeps(pair(lambda s,x: s.bn(s.conv(x[:0])).sum() + x.sum()), images)
 
-chosen = dict(
-    attributes = lambda s,x,d=0: (s.bn if d==0 else s.b2)(s.conv(x)),
-    branches = lambda s,x,d=0: s.parts[d](s.conv(x)),
-    branches_ahead = lambda s,x,d=0: s.conv(s.more[d](x)))
+def part(*layers): return nn.Sequential(*layers)
+chosen = dict( # forward, and what it chooses from
+    attributes = (lambda s,x,d=0: (s.bn if d==0 else s.b2)(s.conv(x)), lambda: dict(bn=nn.BatchNorm2d(4), b2=nn.BatchNorm2d(4))),
+    branches = (lambda s,x,d=0: s.parts[d](s.conv(x)), lambda: dict(parts=nn.ModuleList([part(nn.BatchNorm2d(4), nn.ReLU()) for _ in range(2)]))),
+    branches_ahead = (lambda s,x,d=0: s.conv(s.parts[d](x)), lambda: dict(parts=nn.ModuleList([part(nn.ReLU(), nn.BatchNorm2d(4)) for _ in range(2)]))))
 @pytest.mark.parametrize('name', chosen)
 def test_choice(name):
-    def part(*layers): return nn.Sequential(*layers)
-    model = Net(chosen[name], conv=conv(), bn=nn.BatchNorm2d(4), b2=nn.BatchNorm2d(4),
-        parts=nn.ModuleList([part(nn.BatchNorm2d(4), nn.ReLU()) for _ in range(2)]), more=nn.ModuleList([part(nn.ReLU(), nn.BatchNorm2d(4)) for _ in range(2)]))
-    fold(model, images, others=[(images, 1)])
+    forward,parts = chosen[name]
+    fold(Net(forward, conv=conv(), **parts()), images, others=[(images, 1)])
 def test_choice_within_a_part():
     "each part has its own layer, so the choice doesn't matter"
     parts = nn.ModuleList([nn.Sequential(conv(), nn.BatchNorm2d(4)) for _ in range(2)])

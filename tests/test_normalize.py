@@ -290,22 +290,48 @@ def test_fastai_models(kind, tmp_path):
     torch.testing.assert_close(learn.get_preds()[0], want, rtol=1e-3, atol=1e-3)
 
 class Own(Normalize): "May do anything"
-bad = dict(late=lambda: data(RandomErasing()), targets=lambda: data(y=picture), none=lambda: data(x=lambda i: torch.rand(3,16,16)),
-    own=lambda: change(data(), lambda n: Own(n.mean, n.std)), pixels=lambda: change(data(), lambda n: Normalize(torch.rand(1,3,16,16), n.std)),
-    zero=lambda: change(data(), lambda n: Normalize(n.mean, n.std*0)), idle=lambda: change(data(), lambda n: Normalize(n.mean*0, n.std/n.std)),
-    lists=lambda: change(data(), lambda n: Normalize(.5, .5)), different=lambda: change(data(), lambda n: Normalize(n.mean, n.std*2), slice(1)))
+bad = dict( # words of the reason, and the data
+    late=('comes after it', lambda: data(RandomErasing())), targets=('acts on the targets', lambda: data(y=picture)),
+    none=('acts on no input', lambda: data(x=lambda i: torch.rand(3,16,16))), own=('`Own`', lambda: change(data(), lambda n: Own(n.mean, n.std))),
+    pixels=('statistics are of shape', lambda: change(data(), lambda n: Normalize(torch.arange(768.).view(1,3,16,16), n.std))),
+    zero=('not above zero', lambda: change(data(), lambda n: Normalize(n.mean, n.std*0))), idle=('subtracts 0', lambda: change(data(), lambda n: Normalize(n.mean*0, n.std/n.std))),
+    twice=('has 2 of them', lambda: data(Normalize.from_stats(*imagenet_stats, cuda=False))), training=('`split_idx`', lambda: change(data(), in_training)),
+    lists=('no tensors', lambda: change(data(), lambda n: Normalize(.5, .5))), different=('different ones', lambda: change(data(), lambda n: Normalize(n.mean, n.std*2), slice(1))))
+def in_training(n):
+    n = Normalize(n.mean, n.std)
+    n.split_idx = 0
+    return n
 def change(dls, f, which=slice(2)):
     for dl in dls.loaders[which]: dl.after_batch = Pipeline([*dl.after_batch.fs[:-1], f(normalize(dl))])
     return dls
 
+class Named(nn.Module):
+    def __init__(self): super().__init__(); self.model = padded()
+    def forward(self, x, names): return self.model(x)
+def test_inputs_that_are_no_tensors(tmp_path):
+    learn = learner(tmp_path, Named, dls=data(x=(picture, lambda i: str(i)), n_inp=2))
+    want = learn.get_preds()[0]
+    learn.fold(normalize=True)
+    assert parts(learn)['std'].into==['model.0.0']
+    torch.testing.assert_close(learn.get_preds()[0], want, rtol=1e-4, atol=1e-5)
+
+class Pair(Two):
+    def forward(self, ab): return super().forward(*ab)
+def test_pictures_in_one_input(tmp_path):
+    learn = learner(tmp_path, Pair, dls=data(x=both))
+    learn.fold(normalize=True)
+    first,*norms = learn.fold_report.rows
+    assert 'one input of the model' in first.reason and norms and all(r.into for r in norms), str(learn.fold_report)
+
 @pytest.mark.parametrize('name', bad)
 def test_normalize_that_stays(name, tmp_path):
     "with a reason; the network is folded nonetheless, and the data are as they were"
-    learn = learner(tmp_path, dls=bad[name]())
-    before,xb = values(learn) if name not in ('late','lists') else [],torch.rand(2,3,16,16)
+    why,make = bad[name]
+    learn = learner(tmp_path, dls=make())
+    before,xb = values(learn) if name not in ('late','lists','twice') else [],torch.rand(2,3,16,16)
     learn.fold(*[xb]*(name=='zero'), normalize=True)
     first,*norms = learn.fold_report.rows
-    assert first.kind=='Normalize' and first.reason and first.todo and all(r.into for r in norms), str(learn.fold_report)
+    assert first.kind=='Normalize' and why in first.reason and first.todo and all(r.into for r in norms), str(learn.fold_report)
     assert same(before, values(learn) if before else [])
 
 def test_no_normalize(tmp_path):
