@@ -157,11 +157,11 @@ def edit(self:Plan, op:Op, side:str, step:Step) -> Edit:
 
 # %% ../nbs/05_plan.ipynb #d01f9b67
 @patch
-def check_uses(self:Plan, edits:list[Edit]) -> None:
+def check_uses(self:Plan, edits:list[Edit]) -> None: # edits: all on the same side
     "All uses of the weights that `edits` change must be among them, and agree"
     asked = {e.op:e for e in edits}
     once = {p:e for e in edits for p in e.op.params}
-    def agree(a, b): return a.side==b.side and a.affine.equals(b.affine) and type(a.layer) is type(b.layer) and a.layer.weight is b.layer.weight
+    def agree(a, b): return a.affine.equals(b.affine) and type(a.layer) is type(b.layer) and a.layer.weight is b.layer.weight
     for p,e in once.items():
         for u in (u for u in p.users if not u.asks_only):
             if p not in u.params: raise Keep('read', name=e.op.name, op=u)

@@ -231,10 +231,30 @@ def test_layer_scale():
     plain = nn.Sequential(conv(bias=False), layers.LayerScale2d(4, .3))
     folds(plain, images, layer_scale=True, inplace=True)
     assert plain[0].bias is None # there is nothing to add
+    folds(nn.Sequential(nn.ReLU(), layers.LayerScale2d(4, .3), conv(padding=1)), images, layer_scale=True) # zeros at the borders stay zeros
     broken = nn.Sequential(nn.Linear(4, 3), layers.LayerScale(3, float('nan')))
     with pytest.raises(FoldError, match="'1' .LayerScale. has a `gamma` that is not finite: load"): BN_Folder(layer_scale=True).fold(live(broken), batch(2, 4))
     for n_out,n in ((1, 3), (2, 1), (3, 1)): # one of the two is broadcast
         keeps(nn.Sequential(nn.Linear(4, n_out), layers.LayerScale(n, .3), nn.Linear(max(n_out, n), 2)), batch(5, 4), layer_scale=True)
+
+def test_shared_bias():
+    "of two layers after a norm, which would have to add different things to it"
+    model = Net(lambda s,x: (lambda h: (s.a(h), s.c(h)))(s.bn(x.relu())), bn=nn.BatchNorm1d(4), a=nn.Linear(4, 3), c=nn.Linear(4, 3))
+    model.c.bias = model.a.bias
+    keeps(model, batch(5, 4), why='is called 2 times')
+def test_norm_behind_an_activation():
+    "that the norm before it leaves behind"
+    rep = folds(nn.Sequential(conv(), BatchNormAct2d(4), nn.BatchNorm2d(4)), images)
+    assert rep.folded[0].name=='1'
+def test_one_way_that_is_open():
+    "The other ends at what can't be crossed, but nothing of it is wanted"
+    def first(s, x): return s.bn(torch.cat([s.conv(x), x.relu()], 1)[:,:4])
+    def last(s, x): return s.bn(torch.cat([x.relu(), s.conv(x)], 1)[:,4:])
+    def looked_at(s, x):
+        z = s.c2(x)
+        return s.bn(torch.cat([s.conv(x), z], 1)[:,:4]) + z.relu()
+    for f in first,last: folds(pair(f, conv=conv(k=1)), images)
+    folds(pair(looked_at, c2=conv()), images)
 
 def test_activation_with_weights():
     "The activation inside of timm's norm stays, with its weights, unless these are used elsewhere, too"
@@ -309,6 +329,14 @@ def test_sequentials_of_a_model_that_nothing_is_known_of():
     assert [r.name for r in folder.report.folded]==['body.1'] and folder.report.max_err<1e-12
     with torch.no_grad(): assert difference([model(images, 2)], [folded(images, 2)])<1e-9
     with pytest.raises(FoldError, match='give one'): BN_Folder().fold(live(Odd(body=Aux())))
+
+def test_tolerance():
+    "Given by hand, it decides alone"
+    model = live(nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv(4, 4, 1), nn.BatchNorm2d(4)), torch.float32)
+    with pytest.warns(UserWarning, match='is kept: folding it changed the output'): folds(deepcopy(model), images, n=0, verify=True, tol=0.)
+    folder = BN_Folder(tol=1.)
+    folder.fold(model, images.float())
+    assert len(folder.report.folded)==2
 
 # what one example doesn't show
 

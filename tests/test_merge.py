@@ -549,6 +549,12 @@ def test_dtypes():
     folder.fold(net, torch.zeros(1,4,5,5))
     assert not folder.report.merged
 
+def test_no_example():
+    "One is inferred where there are no norms, too"
+    folder = BN_Folder(merge=True)
+    folder.fold(nn.Sequential(branches(conv(padding=1), conv(padding=1)), nn.ReLU()).eval())
+    assert len(folder.report.merged)==1 and folder.report.max_err is not None
+
 # what comes back
 
 def test_layer_keeps():
