@@ -242,6 +242,10 @@ def test_shared_bias():
     model = Net(lambda s,x: (lambda h: (s.a(h), s.c(h)))(s.bn(x.relu())), bn=nn.BatchNorm1d(4), a=nn.Linear(4, 3), c=nn.Linear(4, 3))
     model.c.bias = model.a.bias
     keeps(model, batch(5, 4), why='is called 2 times')
+def test_calls_that_disagree():
+    "The same layer and norm, with another operation between them"
+    keeps(pair(lambda s,x: s.bn(s.conv(x)) + s.bn(s.conv(x)*2)), images, why="'conv' is called 2 times")
+    folds(pair(lambda s,x: s.bn(s.conv(x)*2) + s.bn(s.conv(x.relu())*2)), images)
 def test_norm_behind_an_activation():
     "that the norm before it leaves behind"
     rep = folds(nn.Sequential(conv(), BatchNormAct2d(4), nn.BatchNorm2d(4)), images)
