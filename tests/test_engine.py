@@ -246,6 +246,20 @@ def test_calls_that_disagree():
     "The same layer and norm, with another operation between them"
     keeps(pair(lambda s,x: s.bn(s.conv(x)) + s.bn(s.conv(x)*2)), images, why="'conv' is called 2 times")
     folds(pair(lambda s,x: s.bn(s.conv(x)*2) + s.bn(s.conv(x.relu())*2)), images)
+def test_weight_that_also_scales():
+    "The weight of a norm is multiplied with once more, outside of it"
+    for f in (lambda s,x: s.bn(s.conv(x))*s.bn.weight[:,None,None], lambda s,x: s.bn(s.conv(x)*s.bn.weight[:,None,None])):
+        rep = fold(nn.Sequential(pair(f), nn.ReLU()), images, layer_scale=True)
+        assert not rep.folded and all('also read by' in r.reason for r in rep.kept), str(rep)
+def test_written_behind_two_norms():
+    "The first goes, but if the second went, too, what is written into would be a view of single elements"
+    def f(s, x): return s.b2(s.bn(s.conv(x)[:,:,:1,:1].expand(-1, -1, 3, 3))).mul_(2)
+    assert 'writes into' in folds(pair(f, b2=nn.BatchNorm2d(4)), images).kept[0].reason
+def test_norm_of_its_own():
+    "Norms that there is no rule for are in the report, too"
+    class Own(nn.modules.batchnorm._BatchNorm):
+        def _check_input_dim(self, x): pass
+    keeps(nn.Sequential(conv(), Own(4)), images, why="'1' is a Own, which computes something of its own")
 def test_norm_behind_an_activation():
     "that the norm before it leaves behind"
     rep = folds(nn.Sequential(conv(), BatchNormAct2d(4), nn.BatchNorm2d(4)), images)
