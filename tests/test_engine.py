@@ -381,6 +381,8 @@ def test_nothing_in_it():
 def part(*layers): return nn.Sequential(*layers)
 chosen = dict( # forward, and what it chooses from
     attributes = (lambda s,x,d=0: (s.bn if d==0 else s.b2)(s.conv(x)), lambda: dict(bn=nn.BatchNorm2d(4), b2=nn.BatchNorm2d(4))),
+    kinds = (lambda s,x,d=0: (s.bn if d==0 else s.b2)(s.conv(x)), lambda: dict(bn=nn.BatchNorm2d(4), b2=nn.InstanceNorm2d(4, track_running_stats=True))),
+    unlike = (lambda s,x,d=0: s.parts[d](s.conv(x)), lambda: dict(parts=nn.ModuleList([part(nn.BatchNorm2d(4), nn.ReLU()), part(conv(k=1), nn.BatchNorm2d(4))]))),
     branches = (lambda s,x,d=0: s.parts[d](s.conv(x)), lambda: dict(parts=nn.ModuleList([part(nn.BatchNorm2d(4), nn.ReLU()) for _ in range(2)]))),
     branches_ahead = (lambda s,x,d=0: s.conv(s.parts[d](x)), lambda: dict(parts=nn.ModuleList([part(nn.ReLU(), nn.BatchNorm2d(4)) for _ in range(2)]))))
 @pytest.mark.parametrize('name', chosen)
