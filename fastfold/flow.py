@@ -443,7 +443,8 @@ def record(
     "Follow one example batch through `model`"
     rec,ts = Recorder(model, is_leaf),tensors_in(args, kwargs)
     what = ', '.join(str(tuple(t.shape)) for t in ts) or 'no tensors'
-    if ts and not any(t.numel() for t in ts): raise ExampleError(f"the example batch of {what} is empty, so it shows nothing of {type(model).__name__}: give one with a sample in it")
+    if ts and not any(t.numel() for t in ts): raise ExampleError(
+        f"the example batch of {what} is empty, so it shows nothing of {type(model).__name__}: give one with a sample in it")
     try: rec.follow('', args, kwargs)
     except Exception as e:
         raise ExampleError(f"{type(model).__name__} failed on the example batch of {what}: {type(e).__name__}: {e}\n"

@@ -294,9 +294,11 @@ bad = dict( # words of the reason, and the data
     late=('comes after it', lambda: data(RandomErasing())), targets=('acts on the targets', lambda: data(y=picture)),
     none=('acts on no input', lambda: data(x=lambda i: torch.rand(3,16,16))), own=('`Own`', lambda: change(data(), lambda n: Own(n.mean, n.std))),
     pixels=('statistics are of shape', lambda: change(data(), lambda n: Normalize(torch.arange(768.).view(1,3,16,16), n.std))),
-    zero=('not above zero', lambda: change(data(), lambda n: Normalize(n.mean, n.std*0))), idle=('subtracts 0', lambda: change(data(), lambda n: Normalize(n.mean*0, n.std/n.std))),
+    zero=('not above zero', lambda: change(data(), lambda n: Normalize(n.mean, n.std*0))),
+    idle=('subtracts 0', lambda: change(data(), lambda n: Normalize(n.mean*0, n.std/n.std))),
     twice=('has 2 of them', lambda: data(Normalize.from_stats(*imagenet_stats, cuda=False))), training=('`split_idx`', lambda: change(data(), in_training)),
-    lists=('no tensors', lambda: change(data(), lambda n: Normalize(.5, .5))), different=('different ones', lambda: change(data(), lambda n: Normalize(n.mean, n.std*2), slice(1))))
+    lists=('no tensors', lambda: change(data(), lambda n: Normalize(.5, .5))),
+    different=('different ones', lambda: change(data(), lambda n: Normalize(n.mean, n.std*2), slice(1))))
 def in_training(n):
     n = Normalize(n.mean, n.std)
     n.split_idx = 0
