@@ -400,7 +400,7 @@ def test_stores():
     block = Block(f, a=conv(padding=1))
     block.seen = []
     refuses(block, why='stores something')
-    refuses(Block(lambda m,x: m.a(x) + x + m.c(x), a=conv(padding=1), c=Part(lambda m,x: setattr(m, 'n', [x]) or x)), why='stores something')
+    refuses(Block(lambda m,x: m.a(x) + x + m.c(x), a=conv(padding=1), c=Part(lambda m,x: setattr(m, 'n', [x]) or x)), why='has attributes set in a forward')
     refuses(Block(lambda m,x: (m.a(x) + x).relu() + torch.ones(9).double(), a=conv(padding=1)), why='stores something')
     merges(Block(lambda m,x: (m.a(x) + x).relu() + torch.ones(9, dtype=x.dtype), a=conv(padding=1)))
 
