@@ -47,7 +47,7 @@ def exact_device(t:Tensor) -> torch.device:
 
 def exact(t:Tensor) -> Tensor:
     "`t` in float64, without history"
-    return t.detach().to(exact_device(t)).double()
+    return t.detach().to(exact_device(t), torch.float64)
 
 # %% ../nbs/00_affine.ipynb #18719133
 def norm_affine(

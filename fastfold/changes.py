@@ -31,10 +31,7 @@ class Change:
     new:Any # Of a module with another forward None at first: it is made of what is in `old` when it is put in
     merges:list[Merge]=field(default_factory=list) # What changes in that forward
 
-    def slot(self, model:nn.Module) -> dict[str,Any]:
-        "Where it is registered in `model`"
-        for k in filter(None, self.owner.split('.')): model = model._modules[k] # type: ignore[assignment]
-        return getattr(model, self.kind)
+    def slot(self, model:nn.Module) -> dict[str,Any]: return getattr(model.get_submodule(self.owner), self.kind)
     def get(self, model:nn.Module) -> Any: return self.slot(model)[self.key]
     def put(self, model:nn.Module, what:Any) -> None:
         self.slot(model)[self.key] = what.to(self.get(model)) if self.kind=='_buffers' else what # a buffer set aside doesn't move with the model

@@ -12,7 +12,6 @@ from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from functools import cache, partial
-from operator import is_
 from typing import Any, Callable, Iterable, Iterator
 from unittest import mock
 from weakref import ref
@@ -377,7 +376,7 @@ def attributes_kept(modules:Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for m,d in saved:
             now = vars(m)
-            if now.keys()!=d.keys() or not all(map(is_, map(now.get, d), d.values())):
+            if now.keys()!=d.keys() or any(now[k] is not v for k,v in d.items()):
                 now.clear()
                 now.update(d)
 

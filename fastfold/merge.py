@@ -70,7 +70,6 @@ class Finder:
 
     def __post_init__(self):
         self.params = {v:n for n,v in self.plan.flow.params.items()}
-        self.order = {o:i for i,o in enumerate(self.plan.flow.ops)}
 
     def values(self, op:Op) -> list[Value]: # Without parameters
         "What `op` is given"
@@ -113,7 +112,7 @@ def region(self:Finder, result:Value) -> Region|None: # None if it isn't a sum o
     "What makes `result` out of the last value that all of it comes from"
     ops,todo,has_layer,has_sum = list[Op](),{result},False,False
     while True:
-        value = max(todo, key=lambda v: self.order.get(v.producer, -1))
+        value = max(todo, key=lambda v: v.producer.at if v.producer else -1)
         if len(todo)==1 and has_layer and has_sum: return Region(value, result, ops[::-1])
         op = value.producer
         kind = self.kind(op) if op else ''

@@ -7,7 +7,7 @@ __all__ = ['Edit', 'Plan', 'reader', 'is_computed', 'together', 'norms_of', 'in_
 
 # %% ../nbs/05_plan.ipynb #ff6f88e4
 from dataclasses import dataclass, field, replace
-from math import prod
+from math import inf, prod
 from typing import Any, Callable, Iterator
 import torch
 from torch import nn
@@ -134,7 +134,7 @@ def rule(self:Plan, m:nn.Module, rules:dict[type|str,Any]) -> Any:
     "The rule for `m`, if it can be relied on to do what its class does with its own weights"
     name,kind = self.names[m],type(m).__name__
     if m in self.flow.changed: raise Keep('changed', name=name)
-    if any(map(is_hooked, m.modules() if m._modules else (m,))): raise Keep('hooked', name=name)
+    if any(map(is_hooked, m.modules())): raise Keep('hooked', name=name)
     rule = rule_of(m, rules)
     if rule is None: raise Keep('own_forward', name=name, kind=kind)
     own = [self.flow.params[f'{name}.{k}'.strip('.')] for k in own_tensors(m)] # a LayerScale has the name of its parameter
@@ -165,7 +165,7 @@ def check_uses(self:Plan, edits:list[Edit]) -> None: # edits: all on the same si
     for p,e in once.items():
         for u in (u for u in p.users if not u.asks_only):
             if p not in u.params: raise Keep('read', name=e.op.name, op=u)
-            if u is not e.op and (u not in asked or not agree(e, asked[u])): raise Keep('partial', name=e.op.name, n=len(p.users))
+            if u not in asked or not agree(e, asked[u]): raise Keep('partial', name=e.op.name, n=len(p.users))
 
 # %% ../nbs/05_plan.ipynb #e2e9300c
 @patch
@@ -257,8 +257,7 @@ def norms_of(model:nn.Module|dict, rules:dict[type|str,NormRule]=NORMS) -> list[
 
 def in_order(norms:list[nn.Module], flow:Flow) -> list[nn.Module]:
     "`norms` in order of execution; those that never run come last"
-    order = {o.func:i for i,o in reversed(list(enumerate(flow.ops))) if isinstance(o.func, nn.Module)}
-    return sorted(norms, key=lambda m: order.get(m, len(flow.ops)))
+    return sorted(norms, key=lambda m: flow.calls[m][0].at if m in flow.calls else inf)
 
 # %% ../nbs/05_plan.ipynb #a3080fc5
 @patch
