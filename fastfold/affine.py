@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LAYERS', 'NORMS', 'LAYER_SCALES', 'Layer', 'FoldError', 'Affine', 'exact_device', 'exact', 'norm_affine', 'grouped',
-           'LinearMap', 'mapped', 'EmbeddingMap', 'LayerRule', 'conv_obstacle', 'conv_axis', 'drop_and_act', 'NormRule',
-           'layer_scale_affine', 'is_patched', 'full_name', 'find', 'has_kind', 'rule_of', 'layer_rule', 'absorb',
-           'fold_conv_bn', 'fold_linear_bn', 'fold_normalize']
+           'LinearMap', 'mapped', 'EmbeddingMap', 'last_axis', 'no_obstacle', 'LayerRule', 'conv_obstacle', 'conv_axis',
+           'drop_and_act', 'identity', 'NormRule', 'layer_scale_affine', 'is_patched', 'full_name', 'find', 'has_kind',
+           'rule_of', 'layer_rule', 'absorb', 'fold_conv_bn', 'fold_linear_bn', 'fold_normalize']
 
 # %% ../nbs/00_affine.ipynb #679962ff
 from copy import deepcopy
@@ -151,11 +151,14 @@ class EmbeddingMap:
         return dict(weight=mapped(old, scale.expand_as(old), shift))
 
 # %% ../nbs/00_affine.ipynb #af7af318
+def last_axis(layer:Any) -> int: return -1
+def no_obstacle(layer:Any) -> str: return ''
+
 @dataclass
 class LayerRule:
     "How a type of layer absorbs an affine map"
-    axis:Callable[[Any],int]=lambda layer: -1 # layer -> the axis of its channels, in and out, counted from the end
-    obstacle:Callable[[Any],str]=lambda layer: '' # layer -> '' if it can absorb a shift before it, else the reason why not
+    axis:Callable[[Any],int]=last_axis # layer -> the axis of its channels, in and out, counted from the end
+    obstacle:Callable[[Any],str]=no_obstacle # layer -> '' if it can absorb a shift before it, else the reason why not
     map:Callable[[Any],Any]=LinearMap # layer -> the arithmetic: a `LinearMap`, or what has its methods
 
 # %% ../nbs/00_affine.ipynb #dfbab412
@@ -184,12 +187,14 @@ def drop_and_act(norm:Any) -> nn.Module: # A copy; Identity if there is neither
     return nn.Identity() if not left else left[0] if len(left)==1 else nn.Sequential(*left)
 
 # %% ../nbs/00_affine.ipynb #445cc7bf
+def identity(norm:Any) -> nn.Module: return nn.Identity()
+
 @dataclass
 class NormRule:
     "How a type of norm is taken apart"
     affine:Callable[[Any,str],Affine]=norm_affine # norm, name -> what it does in evaluation
     axis:int|Callable[[Any],int]=1 # The axis of its channels, or norm -> that axis
-    rest:Callable[[Any],nn.Module]=lambda norm: nn.Identity() # norm -> what takes its place
+    rest:Callable[[Any],nn.Module]=identity # norm -> what takes its place
 
     def axis_of(self, norm:Any) -> int: return self.axis if isinstance(self.axis, int) else self.axis(norm)
 

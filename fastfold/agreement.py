@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import itertools, math
 import torch
 from torch import nn, Tensor
-from .flow import fresh, in_float64, run, tensors_in
+from .flow import fresh, in_float64
+from .state import run, tensors_in
 from .folder import disagreement
 from .report import card, colors, FoldReport, write
 

@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from fastcore.basics import noop
 from .affine import FoldError
-from .flow import evaluating
+from .state import evaluating
 from .report import card, colors, elide, fit_chars, table_html, write
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable
 from torch import nn, Tensor
 from .bench import check_device, interleave, make_timer, peak_memory, predict, quartiles, setting_of, show_ms
-from .flow import evaluating, run
+from .state import evaluating, run
 from .folder import BN_Folder, count
 from .plan import norms_of
 from .report import card, colors, write

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from fastai.learner import Learner
+from .changes import look_at
 from .folder import BN_Folder
 
 # %% ../nbs/06a_distributed.ipynb #6907229e
@@ -22,6 +23,10 @@ def is_shared(learn:Learner) -> bool:
 def plain_loader(dl:Any) -> Any:
     "The loader in a `DistributedDL`; any other as it is"
     return getattr(dl, '__dict__', {}).get('dl', dl)
+
+def loaders_of(dls:Any) -> list:
+    "All loaders of what a learner was given as `dls`"
+    return list(getattr(dls, 'loaders', None) or [dls.train, dls.valid])
 
 # %% ../nbs/06a_distributed.ipynb #8c3f6ef9
 @torch.no_grad()
@@ -40,5 +45,6 @@ def make_alike(
         t = new.detach().contiguous()
         dist.broadcast(t, 0)
         new.copy_(t)
+    if folder and not errors: folder.seen = look_at(changes)
     if errors and folder: folder.unfold()
     return '; '.join(errors)

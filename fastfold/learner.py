@@ -9,24 +9,26 @@ __all__ = ['FoldCallback']
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Callable, Iterator
-import inspect, os
+import errno, os, stat, uuid
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
+from torch.utils.data import DataLoader as TorchLoader
 from fastai.basics import *
 from fastai.callback.hook import Hook
-from fastai.callback.schedule import LRFinder
 from .affine import FoldError
 from .bench import BenchResult, benchmark, without_norms
-from .distributed import is_shared, make_alike, plain_loader
-from .changes import Change, place, restore
+from .distributed import is_shared, loaders_of, make_alike, plain_loader
+from .changes import Change, place
 from .folder import BN_Folder
 from .normalize import let_agree, NormalizeFolder
-from .report import FoldReport, headline
+from .report import FoldReport, headline, some_names
+from .state import kept
 
 # %% ../nbs/09_learner.ipynb #9c1d3871
 def folder_of(learn:Learner) -> BN_Folder|None:
     "What `learn` was last folded with"
-    return vars(learn).get('_fold', (None,))[0]
+    fold = vars(learn).get('_fold')
+    return fold[0] if fold else None
 
 @patch(as_prop=True)
 def is_folded(self:Learner) -> bool:
@@ -40,17 +42,51 @@ def fold_report(self:Learner) -> FoldReport|None:
     f = folder_of(self)
     return f.report if f else None
 
+# %% ../nbs/09_learner.ipynb #77c38c01
+@contextmanager
+def rng_kept(dl:Any) -> Iterator[None]:
+    "The generator that a loader of PyTorch may have been given is afterwards as it was"
+    gens = {id(g):g for o in (dl, getattr(dl, 'sampler', None)) if isinstance(g := getattr(o, 'generator', None), torch.Generator)}
+    states = [(g, g.get_state()) for g in gens.values()]
+    try: yield
+    finally:
+        for g,state in states: g.set_state(state)
+
 # %% ../nbs/09_learner.ipynb #0c56f65d
-def inputs(learn:Learner, b:tuple) -> tuple:
+def model_device(learn:Learner) -> torch.device:
+    "Where the model of `learn` is"
+    p = next(get_model(learn.model).parameters(), None)
+    return torch.device('cpu') if p is None else p.device
+
+def inputs(learn:Learner, b:Any) -> tuple:
     "What the model takes of batch `b`, on its device"
-    return to_device(tuple(b[:learn.dls.n_inp]), next(get_model(learn.model).parameters()).device)
+    b = tuple(b) if isinstance(b, (tuple,list)) else (b,)
+    n = getattr(learn.dls, 'n_inp', 1 if len(b)==1 else len(b)-1) # as `Learner` does
+    return to_device(b[:n], model_device(learn))
+
+def some_items(xb:tuple, n:int=2) -> tuple:
+    "The first `n` items of a batch"
+    return tuple(x[:n].detach().clone() if isinstance(x, Tensor) and x.ndim else x for x in xb)
+
+def has_items(dl:Any) -> bool:
+    "Can `dl` give a batch without losing it?"
+    if isinstance(dl, DataLoader): return dl.n is None or dl.n>0
+    try: return len(dl)>0
+    except TypeError: return iter(dl) is not dl and not isinstance(dl, TorchLoader)
+
+def first_batch(dl:Any, n:int=2) -> Any:
+    "A batch of `n` items, or of more where the loader says how many"
+    if isinstance(dl, DataLoader): return dl.new(bs=n, shuffle=False, drop_last=False, num_workers=0).one_batch()
+    if isinstance(dl, TorchLoader) and hasattr(dl.dataset, '__getitem__') and dl.batch_size is not None:
+        return dl.collate_fn([dl.dataset[i] for i in range(min(n, len(dl.dataset)))]) # type: ignore[arg-type]
+    with rng_kept(dl): return next(iter(dl))
 
 def example_batch(learn:Learner) -> tuple: # Positional inputs of the model; empty if there are no data
     "The inputs of two items, at no cost to the random state"
-    dl = next((o for o in map(plain_loader, reversed(learn.dls.loaders)) if o.n), None)
-    if dl is None: return ()
     try:
-        with no_random(reproducible=False): return inputs(learn, dl.new(bs=2, shuffle=False, num_workers=0).one_batch())
+        with no_random(reproducible=False):
+            dl = next((o for o in map(plain_loader, reversed(loaders_of(learn.dls))) if has_items(o)), None)
+            return () if dl is None else some_items(inputs(learn, first_batch(dl)))
     except Exception as e: raise FoldError(
         f"no example batch could be had from `learn.dls` ({type(e).__name__}: {e}): give one, as in learn.fold(xb)") from e
 
@@ -60,157 +96,234 @@ class TakesTuple(nn.Module):
     def __init__(self, model:nn.Module): super().__init__(); self.model = model
     def forward(self, xb:tuple) -> Any: return self.model(*xb)
 
-def refresh(learn:Learner, n:int) -> None:
-    "Run the model on `n` batches of the training set, in another order and at no cost to the random state, for its running statistics"
-    model,dl = get_model(learn.model),learn.dls.train
-    if not len(dl): raise FoldError("there are no training data to take statistics from (a loaded learner?): leave out `refresh_bn`")
-    modes,momenta = {m:m.training for m in model.modules()},{m:m.momentum for m in model.modules() if isinstance(m, _BatchNorm)}
-    try:
-        with no_random(reproducible=False): update_bn(((inputs(learn, b),) for b in itertools.islice(dl.new(), n)), TakesTuple(model))
-    finally:
-        for m,mode in modes.items(): m.training = mode
-        for m,momentum in momenta.items(): m.momentum = momentum
+def training_batches(learn:Learner, n:int) -> Iterator[tuple]:
+    "The inputs of `n` batches of the training set, in another order where that is shuffled"
+    dl = learn.dls.train
+    try: is_empty = not len(dl)
+    except TypeError: is_empty = False # it doesn't know how many there are
+    if is_empty: raise FoldError("there are no training data to take statistics from (a loaded learner?): leave out `refresh_bn`")
+    with no_random(reproducible=False), rng_kept(dl):
+        for b in itertools.islice(dl.new() if isinstance(dl, DataLoader) else dl, n): yield (inputs(learn, b),)
 
-# %% ../nbs/09_learner.ipynb #ca86c6f1
-def refreshed(learn:Learner, n:int) -> list[Change]: # What it changed
-    "Take the running statistics anew from `n` batches, or leave everything as it was"
+def refreshed(learn:Learner, n:int) -> list[Change]: # What has to change in the model; nothing is changed yet
+    "The running statistics of the model, taken anew from `n` batches"
     if not n: return []
     model = get_model(learn.model)
-    buffers,stats = [Change(name, '_buffers', k, b, b.clone()) for name,m in model.named_modules() for k,b in m._buffers.items() if b is not None],[]
-    place(model, buffers)
-    try:
-        refresh(learn, n)
-        stats = [c for c in buffers if isinstance(model.get_submodule(c.owner), _BatchNorm)]
-    finally: restore(model, [c for c in buffers if c not in stats])
-    return stats
+    with kept(model):
+        update_bn(training_batches(learn, n), TakesTuple(model)) # type: ignore[arg-type]
+        stats = [(name, k, b.clone()) for name,m in model.named_modules() if isinstance(m, _BatchNorm) for k,b in m._buffers.items() if b is not None]
+    return [Change(name, '_buffers', k, model.get_submodule(name)._buffers[k], b) for name,k,b in stats]
 
 # %% ../nbs/09_learner.ipynb #db47ee8b
 def fold_with(learn:Learner, folder:BN_Folder, xb:tuple, refresh_bn:int) -> FoldReport:
     "Fold the model of `learn` in place with `folder`, and remember that"
-    if isinstance(folder, NormalizeFolder): folder.belong_to(learn.dls)
+    model,before = get_model(learn.model),vars(learn).get('_fold')
+    if isinstance(folder, NormalizeFolder):
+        watch_data()
+        folder.belong_to(learn.dls)
     stats = refreshed(learn, refresh_bn)
-    try: folder.fold(get_model(learn.model), *(xb or example_batch(learn)), inplace=True)
-    finally:
-        if folder.changes: folder.changes = stats + folder.changes
-        else: restore(get_model(learn.model), stats)
-    learn._fold = folder,xb,refresh_bn # type: ignore[attr-defined]
-    assert folder.report
-    return folder.report
+    xb_now = xb or example_batch(learn)
+    learn._fold = folder,xb,refresh_bn # type: ignore[attr-defined] # first, so that `unfold` can take back what an interrupt leaves
+    try:
+        folder._keep(model, stats)
+        folder.fold(model, *xb_now, inplace=True)
+    except BaseException:
+        folder.unfold()
+        learn._fold = before # type: ignore[attr-defined]
+        raise
+    if folder.changes==stats: folder.unfold() # nothing was folded
+    report = folder.report
+    assert report
+    return report
 
 # %% ../nbs/09_learner.ipynb #0ace05d2
+class OptionError(FoldError, TypeError):
+    "An option that doesn't exist, with those that do"
+
+def check_options(f:Callable, given:dict[str,Any]) -> None:
+    "An error if `f` doesn't have one of the options `given`"
+    known = [p.name for p in inspect.signature(f).parameters.values() if p.kind is p.KEYWORD_ONLY or p.default is not p.empty]
+    wrong = [k for k in given if k not in known]
+    if wrong: raise OptionError(f"there is no option {wrong[0]!r}: the options are {', '.join(known)}")
+
 def folder_with(refresh_bn:int=0, normalize:bool=False, **kwargs) -> BN_Folder:
     "A folder with the options of `learn.fold`, if these can be used"
+    check_options(Learner.fold, kwargs)
     if type(refresh_bn) is not int or refresh_bn<0: raise FoldError(f"refresh_bn={refresh_bn!r}: give a number of training batches, such as refresh_bn=50")
     return (NormalizeFolder if normalize else BN_Folder)(**kwargs)
 
 # %% ../nbs/09_learner.ipynb #964aebc3
 @patch
+@delegates(BN_Folder.__init__)
 def fold(self:Learner,
     *xb, # Inputs of one example batch; two items of the validation set by default
     refresh_bn:int=0, # If any, take the running statistics anew from so many batches of the training set
     normalize:bool=False, # Also fold the `Normalize` of `dls` into the first layers? The loaders then leave to the model what it has taken in
-    **kwargs # Options of `BN_Folder`: `layers`, `handlers`, `forward`, `layer_scale`, `merge`, `verify`, `tol`
+    **kwargs
 ) -> FoldReport: # What was folded, what was kept, and why
     "Fold the norms of the model, until it is trained on or `unfold`ed"
     if self.is_folded and not (xb or refresh_bn or normalize or kwargs): return self.fold_report
     folder = folder_with(refresh_bn, normalize, **kwargs)
+    look_after(self)
     return fold_with(self.unfold(), folder, xb, refresh_bn)
 
 @patch
 def unfold(self:Learner) -> Learner:
     "Give the model back the norms and parameters that it was trained with, bit for bit"
-    if (f := folder_of(self)) and self.is_folded: f.unfold()
+    if (f := folder_of(self)) and f.model is get_model(self.model): f.unfold()
     return self
 
 # %% ../nbs/09_learner.ipynb #1835ad23
-def around(f:Callable) -> Callable:
-    "Make `f(orig, learn, ...)` the method of `Learner` named like `f`, where `orig` is the method as it was"
-    orig = getattr(Learner, f.__name__)
-    orig = getattr(orig, 'around', orig)
-    @wraps(orig)
-    def _f(self, *args, **kwargs): return f(orig, self, *args, **kwargs)
-    _f.around = orig # type: ignore[attr-defined]
-    setattr(Learner, f.__name__, _f)
-    return _f
+class Around:
+    "A method of one learner, with something done before and after it"
+    def __init__(self, learn:Learner, name:str, does:Callable): # does: called with the method, the learner, and what it was called with
+        self.learn,self.name,self.does,self.own = learn,name,does,vars(learn).get(name)
+
+    def method(self) -> Callable:
+        "What is called without this: the learner's own, or else that of its class"
+        return self.own or getattr(type(self.learn), self.name).__get__(self.learn)
+
+    def __call__(self, *args, **kwargs): return self.does(self.method(), self.learn, *args, **kwargs)
+    def __repr__(self) -> str: return f'{self.method()!r}, with fastfold around it'
+    def __getattr__(self, k:str) -> Any: # for `help` and `inspect.signature`
+        if k=='__wrapped__' and 'learn' in vars(self): return self.method()
+        raise AttributeError(k)
+
+def look_after(learn:Learner) -> None:
+    "From now on, methods of `learn` that need the model as it was trained get it"
+    named = {k:v for k,v in around.items() if hasattr(type(learn), k)}
+    for k in dir(type(learn)):
+        if k.partition('_')[0] in ('save','load') and callable(getattr(type(learn), k)): named[k] = saves if k.startswith('save') else loads
+    for k,does in named.items():
+        if not isinstance(vars(learn).get(k), Around): vars(learn)[k] = Around(learn, k, does)
+
+around:dict[str,Callable] = {} # Name of a method -> what is done around it
 
 @contextmanager
 def unfolded(learn:Learner) -> Iterator[None]:
     "For a moment, the model as it was trained"
     folder,model = folder_of(learn),get_model(learn.model)
     if not (folder and learn.is_folded): return (yield)
-    changes = folder.changes
+    changes,seen = folder.changes,folder.seen
+    folder.seen = []
     folder.unfold()
     try: yield
     finally:
+        folder.changes,folder.seen = changes,seen
         place(model, changes)
-        folder.changes = changes
+
+# %% ../nbs/09_learner.ipynb #089811b2
+def changed_weights(learn:Learner) -> str: # '' if there is nothing to say
+    "What has happened to the weights of a folded model"
+    folder = folder_of(learn)
+    if not (folder and learn.is_folded and folder.overwritten): return ''
+    return f"the weights of {some_names(folder.overwritten)} have been changed while the model was folded (trained, averaged or loaded by hand?)"
 
 # %% ../nbs/09_learner.ipynb #184c1704
-@around
-def create_opt(orig, self:Learner):
-    with unfolded(self): return orig(self)
+def create_opt(orig:Callable, learn:Learner, *args, **kwargs) -> Any:
+    with unfolded(learn): return orig(*args, **kwargs)
 
-@around
-def save(orig, self:Learner, file, **kwargs):
-    with unfolded(self): return orig(self, file, **kwargs)
+def saves(orig:Callable, learn:Learner, *args, **kwargs) -> Any:
+    if changed := changed_weights(learn): warn(f"{changed}. What is saved are the weights as they were trained before, without these changes")
+    with unfolded(learn): return orig(*args, **kwargs)
 
-@around
-def load(orig, self:Learner, file, device=None, **kwargs):
-    with unfolded(self): res = orig(self, file, device=device, **kwargs)
-    if self.is_folded: fold_with(self.unfold(), *self._fold)
+def loads(orig:Callable, learn:Learner, *args, **kwargs) -> Any:
+    with unfolded(learn): res = orig(*args, **kwargs)
+    if learn.is_folded: fold_with(learn.unfold(), *learn._fold)
     return res
+
+around |= dict(create_opt=create_opt)
 
 # %% ../nbs/09_learner.ipynb #4773d016
-@around
-def fit(orig, self:Learner, *args, **kwargs):
-    call = inspect.signature(orig).bind(self, *args, **kwargs)
-    call.apply_defaults()
-    trains = call.arguments['n_epoch']>call.arguments['start_epoch'] and not any(isinstance(o, LRFinder) for o in L(call.arguments['cbs']))
-    folded = self.is_folded
-    let_agree(folder_of(self.unfold()), self.dls.train)
-    res = orig(self, *args, **kwargs)
-    if folded and not trains and not self.is_folded: fold_with(self, *self._fold)
+def start_training(learn:Learner) -> None:
+    "Give `learn` the model as it was trained, unless that would lose something"
+    if changed := changed_weights(learn): raise FoldError(f"{changed}, "
+        "and training on starts from the weights as they were before the fold, without these changes. To train on without them, call learn.unfold() first. To train the folded model itself: learn.model,learn.opt = deepcopy(learn.model),None")
+    learn.unfold()
+
+def fit(orig:Callable, learn:Learner, *args, **kwargs) -> Any:
+    was_folded = learn.is_folded
+    start_training(learn)
+    learn._has_trained = False # type: ignore[attr-defined]
+    res = orig(*args, **kwargs)
+    if was_folded and not learn._has_trained and not learn.is_folded: fold_with(learn, *learn._fold) # type: ignore[attr-defined]
     return res
 
-# %% ../nbs/09_learner.ipynb #c3a79233
-@around
-def _do_epoch_validate(orig, self:Learner, ds_idx=1, dl=None):
-    let_agree(folder_of(self), self.dls[ds_idx] if dl is None else dl)
-    return orig(self, ds_idx, dl)
+def _call_one(orig:Callable, learn:Learner, event_name:str) -> Any:
+    if event_name=='before_train' or event_name=='before_batch' and learn.training:
+        start_training(learn)
+        learn._has_trained = not hasattr(learn, 'lr_finder') # type: ignore[attr-defined]
+    return orig(event_name)
 
-@around # type: ignore[no-redef]
-def show_results(orig, self:Learner, ds_idx=1, dl=None, *args, **kwargs):
-    let_agree(folder_of(self), self.dls[ds_idx] if dl is None else dl)
-    return orig(self, ds_idx, dl, *args, **kwargs)
+around |= dict(fit=fit, _call_one=_call_one)
+
+# %% ../nbs/09_learner.ipynb #c3a79233
+def agrees(orig:Callable, learn:Learner, event_name:str) -> Any:
+    if event_name in ('before_train', 'before_validate'): let_agree(folder_of(learn), learn.dl)
+    return orig(learn, event_name)
+
+def agrees_on_results(orig:Callable, learn:Learner, ds_idx:int=1, dl:Any=None, *args, **kwargs) -> Any:
+    let_agree(folder_of(learn), learn.dls[ds_idx] if dl is None else dl)
+    return orig(learn, ds_idx, dl, *args, **kwargs)
+
+def watch_data() -> None:
+    "From now on, no learner runs on data whose normalization is in the model of another one"
+    for name,does in dict(_call_one=agrees, show_results=agrees_on_results).items():
+        orig = getattr(Learner, name)
+        if vars(orig).get('watches') is orig: continue # an attribute alone says nothing: whoever wraps it copies that
+        f = wraps(orig)(partial_method(does, orig))
+        f.watches = f
+        setattr(Learner, name, f)
+
+def partial_method(does:Callable, orig:Callable) -> Callable:
+    def _f(self, *args, **kwargs): return does(orig, self, *args, **kwargs)
+    return _f
+
+# %% ../nbs/09_learner.ipynb #f498b271
+def in_dtype_of(model:nn.Module, xb:tuple) -> list:
+    "`xb` in the dtype of `model`: a training in half precision has halved the batch, too"
+    p = next(model.parameters(), None)
+    return [x.to(p.dtype) if p is not None and isinstance(x, Tensor) and x.is_floating_point() else x for x in xb]
+
+def has_norms(report:FoldReport) -> bool:
+    "Is there anything to tell?"
+    return bool(report.rows or report.sums)
 
 # %% ../nbs/09_learner.ipynb #fe554955
 class FoldCallback(Callback):
     "Fold the model when training ends; it unfolds by itself when training goes on"
     order,name,_only_train_loop = 100,'fold_callback',True
-    def __init__(self,
-        **kwargs # Options of `Learner.fold`
-    ):
+    @delegates(Learner.fold)
+    def __init__(self, **kwargs):
         folder_with(**kwargs) # one that is wrong must not wait for the end of the training
         self.fold_options,self.fold_xb,self.has_trained = kwargs,(),False
+
+    @property
+    def learn(self) -> Learner|None: return vars(self).get('_learn')
+    @learn.setter
+    def learn(self, learn:Learner|None) -> None:
+        vars(self)['_learn'] = learn
+        if isinstance(learn, Learner): look_after(learn)
+
     def before_fit(self): self.has_trained = False
     def before_train(self): self.has_trained = True
 
     def before_batch(self):
         "Remember two items, so that no data have to be fetched later: of the last batch, since a GAN alternates between two models"
-        if not self.fold_xb or find_bs(self.xb)>1: self.fold_xb = tuple(x[:2].detach().clone() if isinstance(x, Tensor) else x for x in self.xb)
+        sizes = [len(x) for x in self.xb if isinstance(x, Tensor) and x.ndim]
+        if not self.fold_xb or max(sizes, default=0)>1: self.fold_xb = some_items(self.xb)
 
     def after_fit(self):
         "Fold; whatever goes wrong must not cost the training"
         if not self.has_trained or hasattr(self.learn, 'lr_finder'): return
-        error,dtype = '',next(self.model.parameters()).dtype # a training in half precision has halved the batch, too
-        xb = [x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in self.fold_xb]
-        try: self.learn.fold(*xb, **self.fold_options)
+        error = ''
+        try: self.learn.fold(*in_dtype_of(self.learn.model, self.fold_xb), **self.fold_options)
         except Exception as e: error = str(e) or type(e).__name__
         if is_shared(self.learn):
             error = make_alike(folder_of(self.learn), error)
             if rank_distrib(): return
         if error: warn(f"the model is trained, but was not folded: {error}")
-        else: print(headline(self.learn.fold_report))
+        elif self.learn.logger is not noop and has_norms(self.learn.fold_report): print(headline(self.learn.fold_report))
 
 # %% ../nbs/09_learner.ipynb #0ec8728f
 @contextmanager
@@ -228,7 +341,9 @@ def hooks_emptied(model:nn.Module) -> Iterator[None]:
 def only_for_inference(learn:Learner) -> Iterator[None]:
     "For a moment, `learn` without optimizer and without anything of fastfold"
     before = dict(vars(learn))
-    for k in ('_fold', FoldCallback.name): vars(learn).pop(k, None)
+    mine = [k for k,v in before.items() if isinstance(v, (Around,FoldCallback))]
+    for k in ('_fold', '_has_trained', *mine): vars(learn).pop(k, None)
+    vars(learn).update({k:v.own for k,v in before.items() if isinstance(v, Around) and v.own})
     learn.opt,learn.cbs = None,L(o for o in learn.cbs if not isinstance(o, FoldCallback))
     if isinstance(learn.opt_func, OptimWrapper): learn.opt_func = Adam # type: ignore[attr-defined] # an optimizer already built holds the parameters as they were trained
     try:
@@ -237,22 +352,51 @@ def only_for_inference(learn:Learner) -> Iterator[None]:
         vars(learn).clear()
         vars(learn).update(before)
 
-@around
-def export(orig, self:Learner, fname='export.pkl', **kwargs):
-    if rank_distrib(): return # only the first of several processes writes
-    part = self.path/f'{fname}.part'
+# %% ../nbs/09_learner.ipynb #dfba18ba
+def is_replaceable(path:Path) -> bool:
+    "Is there nothing at `path`, or an ordinary file?"
+    try: return stat.S_ISREG(os.stat(path).st_mode)
+    except FileNotFoundError: return True
+
+def disk_error(e:Exception, path:Path) -> OSError|None: # None if it is something else
+    "What `e` says about writing to `path`, in words; PyTorch itself doesn't say that a disk is full"
+    if isinstance(e, OSError) and e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): return None
+    if not isinstance(e, OSError) and not any(o in str(e) for o in ('PytorchStreamWriter', 'inline_container', 'unexpected pos')): return None
+    why = e.strerror if isinstance(e, OSError) else 'the disk may be full'
+    return OSError(e.errno if isinstance(e, OSError) else errno.ENOSPC,
+        f"can't write {path} ({why}): make room, then export again. What was there before is as it was")
+
+@contextmanager
+def replacing(path:Path) -> Iterator[Path]: # Where to write
+    "Whatever is written takes the place of the file at `path` when it is whole"
+    path = Path(os.path.realpath(path))
+    part = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.part')
     try:
-        with only_for_inference(self): orig(self, f'{fname}.part', **kwargs)
-        os.replace(part, self.path/fname)
+        yield part
+        if part.exists(): os.replace(part, path)
+    except Exception as e:
+        if error := disk_error(e, path): raise error from e
+        raise
     finally: part.unlink(missing_ok=True)
+
+def export(orig:Callable, learn:Learner, fname:Any='export.pkl', *args, **kwargs) -> Any:
+    if rank_distrib(): return None # only the first of several processes writes
+    path = learn.path/fname
+    with only_for_inference(learn):
+        if not is_replaceable(path): return orig(fname, *args, **kwargs)
+        with replacing(path) as part: return orig(part, *args, **kwargs)
+
+around |= dict(export=export)
 
 # %% ../nbs/09_learner.ipynb #3baf234f
 @patch
+@delegates(benchmark, but=['models','xb'])
 def fold_bench(self:Learner,
     *xb, # Inputs of one example batch; two items of the validation set by default
-    **kwargs # Options of `benchmark`: `batch_sizes`, `rounds`, `min_time`, `mode`, `progress`
+    **kwargs
 ) -> BenchResult: # Table as `.to_df()`, picture as `.plot()`
     "Compare the latency of the model as it was trained, folded, and without norms; the learner stays as it is"
+    check_options(Learner.fold_bench, kwargs)
     xb = xb or example_batch(self)
     if not xb: raise FoldError("`learn.dls` has no data to run the model on (a loaded learner?): give a batch, as in learn.fold_bench(xb)")
     with unfolded(self), hooks_emptied(get_model(self.model)): trained = deepcopy(get_model(self.model))

@@ -20,6 +20,7 @@ from operator import attrgetter
 from os.path import commonprefix
 from typing import Any, Callable, Iterator
 from unittest import mock
+import threading
 import numpy as np, torch
 import torch.nn.functional as F
 from torch import fx, nn, Tensor
@@ -28,7 +29,9 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves
 from fastcore.basics import patch
 from .affine import Affine, LAYERS, NORMS, NormRule, exact, find, has_kind, rule_of
-from .flow import Flow, Op, Recorder, Value, evaluating, is_hooked, is_torch_own, record
+from .example import Tracer
+from .flow import Flow, Op, Recorder, Value, is_hooked, is_torch_own, record
+from .state import evaluating
 from .kernel import Kernel, POOLS, Unmerged, added, composed, identity_kernel, kernel_of, merged_layer, pool_kernel, scaled
 from .plan import Plan, is_computed, leaves
 from .reasons import Keep, Reason, reason
@@ -218,7 +221,7 @@ def module_state(block:nn.Module) -> list[tuple]:
     "All that is stored in `block`, to see whether it changes"
     return [(k, v, len(v) if isinstance(v, (list,dict,set)) else 0) for m in block.modules() for k,v in vars(m).items()]
 
-class _Tracer(fx.Tracer):
+class _Tracer(Tracer):
     "Takes some parts as a whole"
     def __init__(self, is_leaf:Callable[[nn.Module,str],bool]):
         super().__init__()
@@ -258,7 +261,14 @@ def left_out(parts:list[nn.Module], graph:fx.Graph) -> str: # parts: whose forwa
     given = (a for n in graph.nodes for a in tree_leaves((n.args, n.kwargs)))
     return "it can't write down numbers of numpy" if any(type(a).__module__=='numpy' for a in given) else ''
 
-def no_autocast(self): raise RuntimeError('it changes autocast, which a trace leaves out')
+@contextmanager
+def no_autocast() -> Iterator[None]:
+    "In here, this thread can't enter autocast"
+    thread,enter = threading.get_ident(),torch.autocast.__enter__
+    def _enter(self):
+        if threading.get_ident()==thread: raise RuntimeError('it changes autocast, which a trace leaves out')
+        return enter(self)
+    with mock.patch.object(torch.autocast, '__enter__', _enter): yield
 
 # %% ../nbs/05c_merge.ipynb #2bbc3e69
 def traced(
@@ -274,7 +284,7 @@ def traced(
     try:
         copy = deepcopy(block, {id(t):t for t in (*block.parameters(), *block.buffers())})
         before,tracer = module_state(copy),_Tracer(is_leaf)
-        with mock.patch.object(torch.autocast, '__enter__', no_autocast): graph = tracer.trace(copy)
+        with no_autocast(): graph = tracer.trace(copy)
     except Keep: raise
     except Exception as e: raise Unmerged('trace', name=name, why=str(e).partition('\n')[0] or type(e).__name__) from e
     after = module_state(copy)
@@ -492,8 +502,8 @@ def candidates(self:Finder) -> tuple[list[Merge],list[tuple[Region,Reason]]]: # 
 
 # %% ../nbs/05c_merge.ipynb #18f7ba09
 def free_name(part:str, used:set[str]) -> str:
-    "A name like `part` that isn't in use, the shorter the better"
-    names = [part.split('.')[0], part.replace('.', '_')]
+    "A name that tells of `part` and isn't in use, the shorter the better. No layer had it: else the weights would fit into a model that isn't merged"
+    names = [part.split('.')[0]+'_merged', part.replace('.', '_')+'_merged']
     while any(u.split('.')[0]==names[0] for u in used): names = names[1:] or [names[0]+'_']
     return names[0]
 

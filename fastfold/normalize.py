@@ -17,10 +17,10 @@ from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
 from fastai.torch_core import no_random
 from .affine import Affine, exact, FoldError, NormRule
-from .distributed import plain_loader
+from .distributed import loaders_of, plain_loader
 from .example import inferred
-from .changes import Change, place, restore
-from .folder import BN_Folder, count
+from .changes import Change, restore
+from .folder import BN_Folder, by_itself, count
 from .reasons import Reason, reason
 from .report import FoldReport, FoldRow
 
@@ -46,8 +46,7 @@ def check_tfms(tfms:list) -> Normalize:
 
 def the_normalize(dls:DataLoaders) -> list[Normalize]: # One for all loaders, or several that do the same
     "The `Normalize` that the model gets its inputs from"
-    if not any(map(normalizes, dls.loaders)): raise FoldError("`learn.dls` has no Normalize among its batch transforms: add one, or leave out normalize=True")
-    found = list(dict.fromkeys(check_tfms(batch_tfms(dl)) for dl in dls.loaders))
+    found = list(dict.fromkeys(check_tfms(batch_tfms(dl)) for dl in loaders_of(dls)))
     a,*rest = [(o.mean.cpu(), o.std.cpu()) for o in found]
     if not all(torch.equal(t, u) for o in rest for t,u in zip(a, o)): raise FoldError("the loaders of `learn.dls` have different ones: give each the same")
     return found
@@ -62,7 +61,7 @@ def acts_on(nrm:Normalize, kind:Any) -> bool: # kind: a type, or a dictionary fo
 
 def normalized_inputs(dls:DataLoaders, nrm:Normalize) -> list[int]: # Their positions
     "The inputs of the model that `nrm` normalizes"
-    dl = plain_loader(dls.loaders[0])
+    dl = plain_loader(loaders_of(dls)[0])
     if not getattr(dl, '_types', None):
         try:
             with no_random(reproducible=False): dl._one_pass()
@@ -153,14 +152,18 @@ def changes_in(folder:BN_Folder) -> list[Change]:
 class DataChange(Change):
     "The mean and std of a `Normalize`, as they were and as they will be"
     nrm:Normalize
-    taken:set # All of the folder's that are in effect
+    taken:list # All of the folder's that are in effect
 
     def get(self, model:nn.Module|None) -> tuple[Tensor,Tensor]: return self.nrm.mean,self.nrm.std
     def put(self, model:nn.Module|None, what:tuple[Tensor,Tensor]) -> None:
         self.nrm.mean,self.nrm.std = (t.to(now.device) for t,now in zip(what, self.get(model)))
-        (self.taken.add if what is self.new else self.taken.discard)(self)
+        if self in self.taken: self.taken.remove(self)
+        if what is self.new: self.taken.append(self)
 
-def give_back(taken:set[DataChange]) -> None:
+    def in_effect(self, model:nn.Module|None) -> bool: return self in self.taken
+    def is_lost(self, model:nn.Module|None) -> bool: return False
+
+def give_back(taken:list[DataChange]) -> None:
     for c in list(taken): c.put(None, c.old)
 
 _using:WeakSet = WeakSet() # All folders that may have changed data
@@ -173,16 +176,20 @@ class NormalizeFolder(BN_Folder):
     ):
         super().__init__(**kwargs)
         self.dls = DataLoaders() # The data that the model belongs to
-        self.taken:set[DataChange] = set() # What is changed there at the moment
+        self.taken:list[DataChange] = [] # What is changed there at the moment
+        self.__setstate__({})
+
+    def __setstate__(self, state:dict[str,Any]) -> None:
+        vars(self).update(state)
         _using.add(self)
         finalize(self, give_back, self.taken).atexit = False # the data may live longer
 
 # %% ../nbs/06b_normalize.ipynb #0d1cdf76
-def has_taken(taken:set[DataChange], dl:Any) -> bool:
+def has_taken(taken:list[DataChange], dl:Any) -> bool:
     "Is the `Normalize` of `dl` among those?"
     return any(c.nrm is nrm for c in taken for nrm in normalizes(dl))
 
-def release(dl:Any, mine:set[DataChange]) -> None:
+def release(dl:Any, mine:list[DataChange]) -> None:
     "Unfold what was folded for another model with the `Normalize` of `dl`"
     for other in [o for o in _using if o.taken is not mine and has_taken(o.taken, dl)]:
         other.unfold()
@@ -192,7 +199,7 @@ def release(dl:Any, mine:set[DataChange]) -> None:
 @patch
 def belong_to(self:NormalizeFolder, dls:DataLoaders) -> None:
     "Fold the `Normalize` of `dls` from now on"
-    for dl in dls.loaders: release(dl, self.taken)
+    for dl in loaders_of(dls): release(dl, self.taken)
     self.dls = dls
 
 # %% ../nbs/06b_normalize.ipynb #2d4bc4da
@@ -219,6 +226,7 @@ def _fold_most(self:NormalizeFolder, norm:InputNorm, *args:Any) -> tuple[InputNo
 @patch
 def _fold_input(self:NormalizeFolder, model:nn.Module, xb:list, kw:dict|None) -> tuple[list[FoldRow],list[Change],list,FoldReport|None]:
     "Fold the normalization of `xb`: what became of it, the changes, the inputs that `model` takes now, and the report of that"
+    if not any(map(normalizes, loaders_of(self.dls))): return [],[],xb,None
     nrms = the_normalize(self.dls)
     at = [i for i in normalized_inputs(self.dls, nrms[0]) if i<len(xb)]
     n,folder,rows = self._fold_most(same_norm([input_norm(nrms[0], xb[i]) for i in at]), model, xb, kw, at)
@@ -229,7 +237,7 @@ def _fold_input(self:NormalizeFolder, model:nn.Module, xb:list, kw:dict|None) ->
 
 # %% ../nbs/06b_normalize.ipynb #865af2ec
 @patch
-@torch.inference_mode(False)
+@by_itself
 def fold(self:NormalizeFolder,
     model:nn.Module, # Changed in place, as the data are
     *xb:Any, # Positional inputs of one example batch, normalized; inferred from the first layer if there are none
@@ -241,12 +249,13 @@ def fold(self:NormalizeFolder,
     before,rows,changes,first = count(model),list[FoldRow](),list[Change](),None
     try: rows,changes,new,first = self._fold_input(model, new, kw)
     except FoldError as e: rows = [refused(str(e))]
-    place(model, changes)
+    held = list(self.changes)
+    self._keep(model, changes)
     try: BN_Folder.fold(self, model, *new, kw=kw, inplace=True)
     except BaseException:
-        restore(model, changes)
+        restore(model, self.changes[len(held):])
+        self.changes = held
         raise
-    self.changes = changes + self.changes
     assert self.report
     errs = [o.max_err for o in (first, self.report) if o and o.max_err is not None]
     self.report = replace(self.report, rows=rows+self.report.rows, params_before=before, max_err=max(errs, default=None))
@@ -258,7 +267,7 @@ def let_agree(
     dl:Any # What it is going to run on
 ) -> None:
     "Take folds back until the normalization of `dl` is what the model needs, with a warning"
-    mine:set[DataChange] = getattr(folder, 'taken', set())
+    mine:list[DataChange] = getattr(folder, 'taken', [])
     release(dl, mine)
     if mine and not isinstance(dl, list) and not has_taken(mine, dl):
         folder.unfold()

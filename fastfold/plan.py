@@ -7,6 +7,7 @@ __all__ = ['Edit', 'Plan', 'reader', 'is_computed', 'together', 'norms_of', 'in_
 
 # %% ../nbs/05_plan.ipynb #ff6f88e4
 from dataclasses import dataclass, field, replace
+from inspect import getattr_static
 from math import inf, prod
 from typing import Any, Callable, Iterator
 import torch
@@ -18,6 +19,7 @@ from fastcore.basics import patch
 from .affine import *
 from .example import *
 from .flow import *
+from .state import run, tensors_in
 from .reasons import Keep, Reason, reason
 from .report import FoldRow
 from .scales import *
@@ -126,7 +128,11 @@ def cross(self:Plan, op:Op, step:Step, key:str) -> list[Step]:
 def is_computed(layer:nn.Module) -> bool:
     "Is a weight or bias of `layer` anything else than a plain parameter (weight_norm, spectral_norm, max_norm, a quantized or distributed tensor)?"
     if getattr(layer, 'max_norm', None) is not None: return True
-    return any(type(layer._parameters.get(k)) is not nn.Parameter and getattr(layer, k, None) is not None for k in ('weight', 'bias'))
+    for k in 'weight','bias': # not read: a parametrized one would be computed, and spectral_norm updates its buffers then
+        p = layer._parameters.get(k)
+        if p is not None and type(p) is not nn.Parameter: return True
+        if k not in layer._parameters and (k in layer._buffers or getattr_static(layer, k, None) is not None): return True
+    return False
 
 # %% ../nbs/05_plan.ipynb #64f25ace
 @patch
@@ -134,7 +140,7 @@ def rule(self:Plan, m:nn.Module, rules:dict[type|str,Any]) -> Any:
     "The rule for `m`, if it can be relied on to do what its class does with its own weights"
     name,kind = self.names[m],type(m).__name__
     if m in self.flow.changed: raise Keep('changed', name=name)
-    if any(map(is_hooked, m.modules())): raise Keep('hooked', name=name)
+    if m in self.flow.hooked or any(map(is_hooked, m.modules())): raise Keep('hooked', name=name)
     rule = rule_of(m, rules)
     if rule is None: raise Keep('own_forward', name=name, kind=kind)
     own = [self.flow.params[f'{name}.{k}'.strip('.')] for k in own_tensors(m)] # a LayerScale has the name of its parameter
@@ -147,8 +153,8 @@ def edit(self:Plan, op:Op, side:str, step:Step) -> Edit:
     "What `step` wants going into the layer called by `op`, if it can go there"
     layer,name = op.func,op.name
     if self.into and not isinstance(layer, self.into): raise Keep('type', name=name, kind=type(layer).__name__)
-    if getattr(layer.weight, 'is_complex', bool)(): raise Keep('complex', name=name)
     if is_computed(layer): raise Keep('computed', name=name, kind=type(layer).__name__)
+    if layer.weight.is_complex(): raise Keep('complex', name=name)
     rule = self.rule(layer, self.layers)
     a = along(step, len(step.value.shape)+rule.axis(layer)) if len(op.inputs)==1 else None
     if a is None: raise Keep('axis', name=name)

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from .affine import Affine
-from .flow import Op, Value, tensors_in
+from .flow import Op, Value
+from .state import tensors_in
 
 # %% ../nbs/03_through.ipynb #2cdc2086
 log = logging.getLogger('fastfold')

@@ -23,7 +23,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from .bench import show_rounds
-from .flow import fixed_rng, in_float64, tensors_in
+from .flow import in_float64
+from .state import fixed_rng, tensors_in
 from .folder import BN_Folder, disagreement
 from .report import by_reason, card, colors, elide, marks, write, write_file
 

@@ -8,7 +8,7 @@ with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     from fastai.vision.all import (BnFreeze, Callback, CancelFitException, ChannelsLast, CSVLogger, CutMix,
         EarlyStoppingCallback, Flatten, GradientAccumulation, GradientClip, Interpretation, MixUp, ModelToHalf, ParamScheduler, ReduceLROnPlateau,
-        SaveModelCallback, SchedCos, TerminateOnNaNCallback, load_learner, set_seed)
+        SaveModelCallback, SchedCos, TerminateOnNaNCallback, load_learner, noop, set_seed)
     from fastai.distributed import ParallelTrainer
 from fastfold.all import FoldCallback, FoldError
 from tiny_learner import bits, learner, picture, same, state
@@ -67,7 +67,7 @@ class Scaled(nn.Module):
         self.a,self.n,self.scale = nn.Conv2d(8, 8, 3, padding=1),nn.BatchNorm2d(8),nn.Parameter(torch.linspace(-1, 1, 8).view(8, 1, 1))
     def forward(self, x): return self.scale*self.n(self.a(x)) + x
 
-@pytest.mark.parametrize('block,options,left', [(Branches, dict(merge=True), ['a.bias', 'a.weight']),
+@pytest.mark.parametrize('block,options,left', [(Branches, dict(merge=True), ['a_merged.bias', 'a_merged.weight']),
     (Scaled, dict(layer_scale=True), ['a.bias', 'a.weight']), (Scaled, dict(layer_scale=True, merge=True), ['a.bias', 'a.weight'])])
 def test_other_forward(tmp_path, block, options, left):
     "Rewritten when training ends; as before for the optimizer and for saving, and when training goes on"
@@ -90,7 +90,7 @@ def test_other_forward(tmp_path, block, options, left):
     assert all(torch.allclose(p, preds[0], atol=1e-5) for p in preds)
 
 @pytest.mark.parametrize('name', trainings)
-def test_trains_as_without(name, tmp_path, capsys):
+def test_trains_as_without(name, tmp_path):
     "each training twice, so that the second one starts from a folded learner"
     ends = []
     for cbs in [], [FoldCallback()]:
@@ -99,7 +99,7 @@ def test_trains_as_without(name, tmp_path, capsys):
         assert learn.is_folded==bool(cbs)
         ends.append(state(learn))
     same(*ends)
-    assert '4 of 4 norms folded' in capsys.readouterr().out
+    assert len(learn.fold_report.folded)==4
 
 permanent = dict(mixup=lambda: [MixUp()], accumulated=lambda: [GradientAccumulation(16)], channels_last=lambda: [ChannelsLast()],
     logged=lambda: [CSVLogger(append=True)], best=lambda: [SaveModelCallback()], every=lambda: [SaveModelCallback(every_epoch=True)],
@@ -213,10 +213,10 @@ class Halves(ModelToHalf):
     def before_batch(self): self.learn.xb = tuple(x.half() for x in self.xb)
     def after_pred(self): self.learn.pred = self.pred.float()
 
-def test_half_precision(tmp_path, capsys):
+def test_half_precision(tmp_path):
     learn = learner(tmp_path, FoldCallback())
     learn.fit(1, cbs=Halves())
-    assert learn.is_folded and '4 of 4 norms folded' in capsys.readouterr().out
+    assert learn.is_folded and len(learn.fold_report.folded)==4
 
 def test_failed_fold_costs_nothing(tmp_path):
     "whatever happens in it, all is as it was, and the next training goes on"
@@ -292,7 +292,7 @@ def test_refresh_without_data(tmp_path):
     with pytest.raises(FoldError, match='no training data'): learn.fold(refresh_bn=2)
     same(state(learn), before)
 
-def test_refresh_by_callback(tmp_path, capsys):
+def test_refresh_by_callback(tmp_path):
     "The same statistics each time, and as `learn.fold` takes them; training goes on from its own"
     plain,learn = learner(tmp_path),learner(tmp_path, FoldCallback(refresh_bn=3))
     for o in plain,learn:
@@ -304,7 +304,7 @@ def test_refresh_by_callback(tmp_path, capsys):
     assert learn.is_folded and bits(dict(learn.model.state_dict()))==folded
     plain.fold(refresh_bn=3)
     assert bits(dict(plain.model.state_dict()))==folded
-    assert capsys.readouterr().out.startswith('4 of 4 norms folded')
+    assert len(learn.fold_report.folded)==4
     lr_find(plain)
     plain.fit(0)
     same(state(plain), state(learn))
@@ -371,5 +371,18 @@ def test_plain_answers(tmp_path, capsys):
     assert str(bare.fold())=='no norms to fold, 386 parameters' and not bare.is_folded and bare.fold() is not None
     assert not bare.unfold().fold(refresh_bn=2).rows
     assert not capsys.readouterr().out
+    bare.logger = print
     bare.fit(1)
-    assert capsys.readouterr().out=='no norms to fold, 386 parameters\n' and not bare.is_folded
+    assert 'norms' not in capsys.readouterr().out and not bare.is_folded and str(bare.fold_report)=='no norms to fold, 386 parameters'
+
+def test_headline(tmp_path, capsys):
+    "One line where training tells of itself, none where it doesn't"
+    def told(log, f=lambda l: l.fit(1)):
+        learn = learner(tmp_path, FoldCallback())
+        learn.logger = log
+        f(learn)
+        assert learn.is_folded
+        return '4 of 4 norms folded, ' in capsys.readouterr().out
+    def unlogged(learn):
+        with learn.no_logging(): learn.fit(1)
+    assert told(print) and not told(noop) and not told(print, unlogged)

@@ -248,7 +248,7 @@ def test_pool_shared():
     rep = merges(Block(lambda m,x: m.pool(m.a(x) + m.pool(x)), a=conv(padding=1), pool=pool))
     assert rep.merged[0].members==['0.a', '0.pool']
     rep = merge(nn.Sequential(branches(conv(padding=1), pool), nn.Sigmoid(), branches(conv(padding=1), pool)))
-    assert [r.name for r in rep.merged]==['0.0.b0'] # in the second part it goes by its name in the first
+    assert [r.name for r in rep.merged]==['0.0.b0_merged'] # in the second part it goes by its name in the first
 
 def test_pool_moved():
     "In other modules, and in a subclass that changes nothing"
@@ -293,7 +293,7 @@ def test_loop_from_zero():
         for c in m.convs: out += c(x)
         return out
     rep = merges(Block(f, convs=nn.ModuleList([normed(conv(padding=1)) for _ in range(3)])))
-    assert rep.merged[0].name=='0.convs'
+    assert rep.merged[0].name=='0.convs_merged'
 
 class Scaled(nn.Module):
     def __init__(self):
@@ -305,7 +305,7 @@ def test_nested():
     "As in FastViT's mixer: sums in sums, in modules of their own"
     block = Block(lambda m,x: x + m.scale(m.a(x) - m.b(x)), a=repvgg(groups=4), b=Block(lambda m,x: 0 + m.n(x), n=nn.BatchNorm2d(4)), scale=Scaled())
     rep = merges(block)
-    assert rep.merged[0].name=='0.a' and '0.b.n' in rep.merged[0].members
+    assert rep.merged[0].name=='0.a_merged' and '0.b.n' in rep.merged[0].members
 
 def test_norm_after(): merges(Block(lambda m,x: m.n(m.a(x) + x), a=normed(conv(padding=1)), n=nn.BatchNorm2d(4)))
 def test_norm_beside_its_input(): merges(Block(lambda m,x: (lambda y: y + m.n(y))(m.a(x)), a=conv(padding=1), n=nn.BatchNorm2d(4)))
@@ -316,7 +316,7 @@ def test_two_in_one():
         y = m.act(m.a(x) + m.b(x) + x)
         return torch.cat([y, m.c(y) + m.n(y)], 1)
     rep = merges(Block(f, a=conv(padding=1), b=conv(k=1), act=nn.ReLU(), c=conv(padding=1), n=nn.BatchNorm2d(4)), n=2)
-    assert {o.name for o in rep.merged}=={'0.a', '0.c'}
+    assert {o.name for o in rep.merged}=={'0.a_merged', '0.c_merged'}
 
 def test_block_in_block():
     inner = Block(lambda m,x: (m.a(x) + x).relu(), a=conv(padding=1))
@@ -522,7 +522,7 @@ def test_several_values():
         x,y = x
         return dict(a=m.a(y) + y, b=[x, m.n(x) + m.b(x)])
     rep = merges(Block(lambda m,x: torch.cat([(y := f(m, x))['a'], *y['b']]), inner=Block(g, a=conv(padding=1), b=conv(k=1), n=nn.BatchNorm2d(4))), n=2)
-    assert {o.name for o in rep.merged}=={'0.inner.a', '0.inner.b'}
+    assert {o.name for o in rep.merged}=={'0.inner.a_merged', '0.inner.b_merged'}
 
 class Two(nn.Module):
     def __init__(self):
@@ -567,7 +567,7 @@ def test_layer_keeps():
     assert type(new) is nn.Conv2d and not new.weight.requires_grad and not new.bias.requires_grad
     assert new.weight.is_contiguous(memory_format=torch.channels_last)
     assert list(folded.state_dict())==['0.a.weight', '0.a.bias'] and not any(m.training for m in folded.modules())
-    assert [n for n,_ in folded.named_modules()]==['', '0', '0.a'] and 'Block' in repr(folded)
+    assert [n for n,_ in folded.named_modules()]==['', '0', '0.a_merged'] and 'Block' in repr(folded)
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float32])
 def test_dtype(dtype):
@@ -658,7 +658,7 @@ def test_one_wrong(monkeypatch):
     monkeypatch.setattr(room, 'merged_layer', wrong)
     before,folder = state(net),BN_Folder(merge=True)
     with pytest.warns(UserWarning, match='is not merged'): folded = folder.fold(net, images)
-    assert [o.name for o in folder.report.merged]==['4.a', '0.a'] and 'changed the output' in folder.report.sums[-1].reason
+    assert [o.name for o in folder.report.merged]==['4.a_merged', '0.a_merged'] and 'changed the output' in folder.report.sums[-1].reason
     assert difference(tensors(net, images), tensors(folded, images))<1e-9
     with pytest.warns(UserWarning, match='is not merged'): folder.fold(net, images, inplace=True)
     folder.unfold()
