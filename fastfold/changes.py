@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Pair', 'Change', 'Rewrite', 'slots', 'new_parameters', 'block_changes', 'make_changes', 'overflowing', 'with_cuts',
-           'sound_changes', 'place', 'replaced', 'follow_model', 'hand_on_freezing', 'restore_block', 'restore',
-           'sample', 'Seen', 'look_at', 'no_hooks', 'keep_modes', 'copy_with']
+           'sound_changes', 'place', 'replaced', 'follow_model', 'check_places', 'hand_on_freezing', 'restore_block',
+           'restore', 'sample', 'Seen', 'look_at', 'no_hooks', 'keep_modes', 'copy_with']
 
 # %% ../nbs/05d_changes.ipynb #0630b6ea
 from collections import OrderedDict
@@ -35,7 +35,9 @@ class Change:
     new:Any # Of a `Rewrite` None at first
     absorbers:list['Change']=field(default_factory=list) # Of a norm: what the layers that it is folded into have become
 
-    def __post_init__(self): self.trained = getattr(self.new, 'requires_grad', None) # Is the new parameter to be trained?
+    def __post_init__(self):
+        self.home:nn.Module|None = None # The module that it was last made in
+        self.trained = getattr(self.new, 'requires_grad', None) # Is the new parameter to be trained?
 
     def slot(self, model:nn.Module) -> dict[str,Any]: return getattr(model.get_submodule(self.owner), self.kind)
     def get(self, model:nn.Module) -> Any: return self.slot(model)[self.key]
@@ -159,6 +161,7 @@ def place(model:nn.Module, changes:list[Change]) -> None:
     try:
         for c in changes:
             if isinstance(c, Rewrite): c.new = made[id(c.old)] = made[id(c.old)] or rewritten(c.old, c.merges)
+            c.home = model.get_submodule(c.owner)
             c.put(model, c.new)
     except BaseException:
         restore(model, changes)
@@ -173,6 +176,15 @@ def follow_model(module:nn.Module, pairs:list[Pair]) -> None:
     moved = [(old, now) for old,now in pairs if (now.device,now.dtype)!=(old.device,old.dtype)]
     dtypes = {now.dtype for _,now in pairs if now.is_floating_point()}
     if moved: module.to(moved[-1][1].device, dtypes.pop() if len(dtypes)==1 else None) # not if only a part was cast
+
+def check_places(model:nn.Module, changes:list[Change]) -> None:
+    "An error if something else is in the place of what `changes` have put into a module that `model` still has"
+    after = max((i for i,c in enumerate(changes) if isinstance(c, Rewrite)), default=0) # what came before may be inside of a module that was set aside
+    last = {(c.owner, c.kind, c.key): c for c in changes[after:]}
+    there = set(model.modules())
+    for c in last.values():
+        if c.is_lost(model) and c.home in there: raise FoldError(f"'{c.owner or c.key}' has been changed since it was folded (its `{c.key}`): "
+            "put back what was there, then unfold; next time, unfold first, then replace")
 
 def hand_on_freezing(changes:list[Change]) -> None:
     "What was frozen or unfrozen while `changes` were in effect is so in what they have set aside"

@@ -139,6 +139,8 @@ class Recorder:
             for k,t in (*m._parameters.items(), *m._buffers.items()):
                 if t is not None: self.flow.params[f'{n}.{k}' if n else k] = self.now(t) or self.new_value(t)
         self.known,self.leaves = set(self.flow.params.values()),set(filter(is_leaf, self.flow.names))
+        self.own = {v.storage for v in self.known}
+        self.is_warm = True # Has the model nothing left to install at its first call?
         self.torch_own = set(filter(is_torch_own, map(type, self.flow.names)))
 
     def new_value(self, t:Tensor, producer:Op|None=None) -> Value:
@@ -257,7 +259,8 @@ def is_torch_own(cls:Any) -> bool:
 def is_plain(self:Recorder, m:nn.Module, args:tuple, kwargs:dict, own:Iterable[Tensor]=()) -> bool: # own: the tensors of `m`
     "Can calling `m` do nothing but what PyTorch says it does?"
     if kwargs or m.training or type(m) not in self.torch_own or is_hooked(m): return False
-    if vars(m).get('inplace') and any(self.now(t) in self.known for t in args): return False # the guard has to see that
+    if vars(m).get('max_norm') is not None: return False # the guard has to see what is written into parameters
+    if vars(m).get('inplace') and any(self.value(t).storage in self.own for t in args): return False
     return all([type(t) in (Tensor,nn.Parameter) for t in (*args, *own)])
 
 @patch
@@ -344,6 +347,15 @@ def in_float64(trees:Any) -> Any:
     return each_tensor(lambda t: t.double() if t.is_floating_point() else t, trees)
 
 @patch
+def warm_up(self:Recorder, module:nn.Module, call:Pass) -> None:
+    "Let `module` install what it installs at its first call"
+    args,kwargs = fresh(call.args, call.kwargs)
+    module(*args, **kwargs)
+
+@patch
+def hooked_now(self:Recorder) -> set[nn.Module]: return set(filter(is_hooked, self.flow.names))
+
+@patch
 def follow(self:Recorder,
     name:str, # Of the module to run, '' for the model itself
     args:tuple=(), # Positional inputs
@@ -355,8 +367,11 @@ def follow(self:Recorder,
     if any(type(o) in (int,float) for o in tree_flatten((args, kwargs))[0]): self.flow.asked.update(self.flow.names.values()) # they may go anywhere
     with guarded(self.model) as before:
         self.flow.captured = before.captured
+        if not self.is_warm: self.warm_up(module, done)
+        hooked = self.hooked_now()
         with modules_watched(), _Dispatched(self), _Functions(self): done.result = module(*args, **kwargs)
         self.close(done.result)
+        self.is_warm = hooked>=self.hooked_now() # what is installed during a call may be too late for it
     self.flow.passes.append(done)
 
 # %% ../nbs/01_flow.ipynb #e665ff39
@@ -371,7 +386,12 @@ def record(
     what = ', '.join(str(tuple(t.shape)) for t in ts) or 'no tensors'
     if ts and not any(t.numel() for t in ts): raise ExampleError(
         f"the example batch of {what} is empty, so it shows nothing of {type(model).__name__}: give one with a sample in it")
-    try: rec.follow('', args, kwargs)
+    try:
+        rec.follow('', args, kwargs)
+        if not rec.is_warm:
+            rec = Recorder(model, is_leaf)
+            rec.is_warm = False
+            rec.follow('', args, kwargs)
     except FoldError: raise
     except Exception as e:
         raise ExampleError(f"{type(model).__name__} failed on the example batch of {what}: {type(e).__name__}: {e}\n"

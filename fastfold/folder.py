@@ -17,7 +17,7 @@ from torch import nn, Tensor
 from torch.nn.parameter import is_lazy
 from fastcore.basics import patch
 from .affine import exact, FoldError, LAYERS, LayerRule, NORMS, NormRule, rule_of
-from .changes import block_changes, Change, copy_with, look_at, make_changes, place, restore, Seen, slots, sound_changes
+from .changes import block_changes, Change, check_places, copy_with, look_at, make_changes, place, restore, Seen, slots, sound_changes
 from .example import examples, inferred
 from .flow import ExampleError, fresh, in_float64, record
 from .state import alone, pending, run, settle, tensors_in
@@ -327,12 +327,12 @@ def check_copy(plan:Plan, copy:nn.Module) -> None:
 @patch
 def _keep(self:BN_Folder, model:nn.Module, changes:list[Change]) -> None:
     "Put `changes` into effect in `model`, until it is unfolded"
-    before = self.model,self.changes
-    self.model,self.changes = model,self.changes + changes # first, so that `unfold` can take back what an interrupt leaves
+    before = self.changes
+    self.model,self.changes = model,before + changes # first, too
     try: place(model, changes)
     except BaseException:
         restore(model, changes)
-        self.model,self.changes = before
+        self.changes = before
         raise
     self.seen += look_at(changes)
 
@@ -347,6 +347,7 @@ def fold(self:BN_Folder,
     "`model` with every norm folded that has an exact home"
     if inplace and self.changes and self.model is not model: raise FoldError(
         f"this BN_Folder holds what it took from another {type(self.model).__name__}: `unfold` that first, or use a new BN_Folder")
+    if inplace: self.model = model # first, so that `unfold` can take back what an interrupt leaves
     plan,before = self._make_plan(model, xb, kw or {}),count(model)
     plan,changes,res,err = self._agreeing(plan, inplace)
     if not inplace: check_copy(plan, res)
@@ -363,7 +364,7 @@ def fold(self:BN_Folder,
 @patch(as_prop=True)
 def overwritten(self:BN_Folder) -> list[str]:
     "Names of the layers whose weights have changed since they were folded (trained, averaged, loaded), which `unfold` would take back"
-    return list(dict.fromkeys(o.owner for o in self.seen if o.has_changed()))
+    return sorted({o.owner for o in self.seen if o.has_changed()})
 
 @patch
 def unfold(self:BN_Folder) -> nn.Module|None: # The model last folded in place, as it was; None if there is none
@@ -371,6 +372,7 @@ def unfold(self:BN_Folder) -> nn.Module|None: # The model last folded in place, 
     if self.model is None: return None
     with alone:
         settle(self.model)
+        check_places(self.model, self.changes)
         if self.overwritten: warnings.warn(f"the weights of {some_names(self.overwritten)} have changed since the model was folded: "
             "they are now as they were before the fold, and these changes are lost")
         lost = restore(self.model, self.changes)

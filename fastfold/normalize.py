@@ -245,6 +245,7 @@ def fold(self:NormalizeFolder,
     inplace:bool=True # It can't be otherwise
 ) -> nn.Module: # `model`
     "Fold the normalization of the data into `model`, and every norm that has an exact home"
+    self.model = model
     new = list(xb or inferred(model))
     before,rows,changes,first = count(model),list[FoldRow](),list[Change](),None
     try: rows,changes,new,first = self._fold_input(model, new, kw)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['alone', 'tensors_in', 'type_of', 'content', 'refill', 'is_foreign', 'slots_of', 'generator_state', 'Snapshot',
-           'is_filled', 'restore_class', 'writing', 'written', 'Guard', 'generator_states', 'seed_all', 'fixed_rng',
-           'pending', 'settle', 'kept', 'evaluating', 'guarded', 'run']
+           'is_filled', 'restore_class', 'writing', 'statistics', 'written', 'Guard', 'generator_states', 'seed_all',
+           'fixed_rng', 'pending', 'settle', 'kept', 'evaluating', 'guarded', 'run']
 
 # %% ../nbs/00b_state.ipynb #f83de67a
 from collections import OrderedDict, deque
@@ -229,18 +229,24 @@ def restore_tensors(self:Snapshot) -> None:
         if not np.array_equal(a, was): a[...] = was
 
 # %% ../nbs/00b_state.ipynb #9f252d61
-_statistics = ('running_mean', 'running_var')
+_norms = ('aten::native_batch_norm', 'aten::cudnn_batch_norm', 'aten::miopen_batch_norm')
 
 @cache
 def writing(func:OpOverload) -> list[tuple[int,str]]: # Their places and names
-    "The arguments that an operator writes into"
-    norm = func._schema.name in ('aten::native_batch_norm', 'aten::cudnn_batch_norm', 'aten::miopen_batch_norm')
-    def writes(a): return a.alias_info is not None and a.alias_info.is_write or norm and a.name in _statistics
-    return [(i,a.name) for i,a in enumerate(func._schema.arguments) if writes(a)]
+    "The arguments that an operator writes into, as its schema says"
+    return [(i,a.name) for i,a in enumerate(func._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+
+@cache
+def statistics(func:OpOverload) -> list[tuple[int,str]]: # Their places and names, and that of the flag
+    "The running statistics that an operator updates in training, and the flag that says whether it is"
+    if func._schema.name not in _norms: return []
+    return [(i,a.name) for i,a in enumerate(func._schema.arguments) if a.name in ('running_mean', 'running_var', 'training')]
 
 def written(func:OpOverload, args:tuple, kwargs:dict) -> list[Tensor]:
     "The tensors that a call of an operator writes into"
-    return tensors_in([args[i] if i<len(args) else kwargs.get(n) for i,n in writing(func)])
+    def given(at): return [args[i] if i<len(args) else kwargs.get(n) for i,n in at]
+    *stats,training = given(statistics(func)) or (False,)
+    return tensors_in(given(writing(func)), stats if training else ())
 
 # %% ../nbs/00b_state.ipynb #06412981
 class Guard(TorchDispatchMode):
@@ -253,7 +259,8 @@ class Guard(TorchDispatchMode):
         for t in held: self.by_memory.setdefault(t.untyped_storage()._cdata, []).append(t)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        for t in written(func, args, kwargs or {}) if writing(func) else (): self.about_to_write(func, t)
+        if writing(func) or statistics(func):
+            for t in written(func, args, kwargs or {}): self.about_to_write(func, t)
         return func(*args, **(kwargs or {}))
 
     def about_to_write(self, func:OpOverload, t:Tensor) -> None:
@@ -306,9 +313,9 @@ def pending(
     todo.append(undo)
     try: yield undo
     finally:
-        if undo in todo: # `settle` may have been first
-            undo.restore()
-            todo.remove(undo)
+        while undo in todo: # first what an interrupt has left of later ones; `settle` may have done all of it
+            todo[-1].restore()
+            todo.pop()
 
 def settle(model:nn.Module) -> None:
     "Put back what an interrupted call has left"

@@ -563,7 +563,7 @@ def test_layer_keeps():
     live(net)
     net[0].a.requires_grad_(False)
     folded = BN_Folder(merge=True).fold(net, images.contiguous(memory_format=torch.channels_last))
-    new = folded[0].a
+    new = folded[0].a_merged
     assert type(new) is nn.Conv2d and not new.weight.requires_grad and not new.bias.requires_grad
     assert new.weight.is_contiguous(memory_format=torch.channels_last)
     assert list(folded.state_dict())==['0.a.weight', '0.a.bias'] and not any(m.training for m in folded.modules())
@@ -574,7 +574,7 @@ def test_dtype(dtype):
     net = live(nn.Sequential(repvgg(), nn.ReLU(), repvgg())).to(dtype)
     folder,x = BN_Folder(merge=True),images.to(dtype)
     folded = folder.fold(net, x)
-    assert len(folder.report.merged)==2 and folded[0].a.weight.dtype==dtype
+    assert len(folder.report.merged)==2 and folded[0].a_merged.weight.dtype==dtype
     assert difference(*([o.double() for o in tensors(m, x)] for m in (net, folded)))<20*torch.finfo(dtype).eps
 
 def test_random_state():
@@ -617,7 +617,7 @@ def test_fold_again_in_place():
     for n in 0,1:
         folder.fold(net, images, inplace=True)
         assert len(folder.report.folded)==n and difference(want, tensors(net, images))<1e-9
-    assert type(net[0].a) is nn.Conv2d
+    assert type(net[0].a_merged) is nn.Conv2d
     folder.unfold()
     check_same(before, state(net))
 

@@ -230,6 +230,6 @@ def test_load():
     "Weights of a model with another forward don't fit into a fresh one; the error says what to do"
     model = scaled(lambda m,x: m.g*m.conv(x))
     rep,folded = fold(model, images)
-    with pytest.raises(FoldError, match=r'\(0.g\): make it as .*load the whole model instead'): BN_Folder(layer_scale=True).load(model, folded.state_dict())
+    with pytest.raises(FoldError, match=r'\(0.g\): make it as .*save and load the whole model'): BN_Folder(layer_scale=True).load(model, folded.state_dict())
     with pytest.raises(FoldError, match="Sequential is on the meta device, .*: give it memory"):
         BN_Folder().load(nn.Sequential(nn.Linear(2, 2)).to('meta'), {})

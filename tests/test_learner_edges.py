@@ -1,0 +1,338 @@
+"""Learners of every kind, trained, saved and changed in ways that `Learner.fit` doesn't see: as without fastfold, bit for bit, or an error that says what to do"""
+import copy, inspect, os, pickle, subprocess, sys, warnings
+import cloudpickle, pytest, torch
+from torch import nn
+from torch.utils.data import DataLoader as TorchLoader, TensorDataset
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, MSELossFlat, ProgressCallback, SaveModelCallback,
+        load_learner, noop, set_seed)
+import fastfold.learner
+from fastfold.all import BN_Folder, FoldCallback, FoldError
+from tiny_learner import bits, label, learner, network, picture, same, state
+
+pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::DeprecationWarning', 'ignore:.*load_learner')
+
+xs = torch.stack([picture(i) for i in range(32)])
+ys = torch.tensor([label(i) for i in range(32)])
+class Items:
+    def __len__(self): return 32
+    def __getitem__(self, i): return xs[i],ys[i]
+class Stream(torch.utils.data.IterableDataset):
+    def __len__(self): return 32
+    def __iter__(self): return zip(xs, ys)
+class Batches:
+    "Not a loader of any library"
+    def __len__(self): return 4
+    def __iter__(self): return ((xs[i::4], ys[i::4]) for i in range(4))
+
+loaders = dict(torch=lambda: TorchLoader(TensorDataset(xs, ys), batch_size=8, shuffle=True), torch_items=lambda: TorchLoader(Items(), batch_size=8),
+    generator=lambda: TorchLoader(Items(), batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(3)),
+    stream=lambda: TorchLoader(Stream(), batch_size=8), sampler=lambda: TorchLoader(Items(), batch_sampler=[[0,1,2,3],[4,5,6,7]]),
+    last=lambda: TorchLoader(Items(), batch_size=30), fastai=lambda: DataLoader(list(zip(xs, ys)), bs=8, shuffle=True),
+    tensors=lambda: DataLoader(TensorDataset(xs, ys), bs=8), batches=lambda: [(xs[:8], ys[:8]), (xs[8:], ys[8:])], own=Batches)
+
+def with_loaders(path, make, *cbs):
+    set_seed(42)
+    learn = Learner(DataLoaders(make(), make(), path=path, device='cpu'), network(), loss_func=CrossEntropyLossFlat(), path=path, cbs=list(cbs))
+    learn.logger = noop
+    return learn.remove_cbs([ProgressCallback])
+
+def trained_state(learn):
+    "`state`, of loaders without a state of their own, too"
+    learn.unfold()
+    gens = [g.get_state() for dl in learn.dls.loaders for g in [getattr(dl, 'generator', None)] if g is not None]
+    return bits(dict(weights=dict(learn.model.state_dict()), rng=torch.get_rng_state(), gens=gens,
+        moments=[[learn.opt.state.get(p, {}) for p in g] for g in learn.opt.param_lists]))
+
+@pytest.mark.parametrize('name', loaders)
+def test_loaders(name, tmp_path):
+    "that `Learner` takes: fold, refresh and measure, at no cost to the training that follows"
+    ends = []
+    for cbs in [], [FoldCallback()]:
+        learn = with_loaders(tmp_path, loaders[name], *cbs)
+        learn.fit(1)
+        if cbs:
+            assert learn.is_folded
+            assert len(learn.fold(verify=False).folded)==4
+            assert len(learn.fold(refresh_bn=2).folded)==4
+            assert learn.fold_bench(batch_sizes=(1,), rounds=1, min_time=1e-4).rows
+        learn.fit(1)
+        ends.append(trained_state(learn))
+    same(*ends)
+
+def test_inputs_alone(tmp_path):
+    "A batch of one tensor is an input"
+    dls = DataLoaders(TorchLoader(TensorDataset(xs), batch_size=8), TorchLoader(TensorDataset(xs), batch_size=8), path=tmp_path)
+    learn = Learner(dls, network(), loss_func=lambda p: p.mean(), path=tmp_path)
+    assert len(learn.fold().folded)==4
+
+# trainings of one's own
+class OwnFit(Learner):
+    "Has a `fit` of its own"
+    def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
+        with self.added_cbs(cbs):
+            if not self.opt: self.create_opt()
+            self.opt.set_hypers(lr=self.lr)
+            self.n_epoch = n_epoch
+            self('before_fit')
+            for self.epoch in range(n_epoch):
+                self('before_epoch')
+                self.dl = self.dls.train
+                self('before_train')
+                self.all_batches()
+                self('after_train')
+                self('after_epoch')
+            self('after_fit')
+
+class OtherFit(Learner):
+    "Comes by `fit` in another way"
+    def train_for(self, epochs):
+        if not self.opt: self.create_opt()
+        self.n_epoch = epochs
+        self._with_events(self._do_fit, 'fit', KeyError, self._end_cleanup)
+
+def by_events(learn, n=1):
+    if not learn.opt: learn.create_opt()
+    learn.n_epoch = n
+    learn('before_fit')
+    for learn.epoch in range(n):
+        learn(['before_epoch', 'before_train'])
+        learn.dl = learn.dls.train
+        learn.all_batches()
+        learn(['after_train', 'after_epoch'])
+    learn('after_fit')
+
+def fold_each_epoch(learn):
+    class Folds(Callback):
+        order = 101
+        def after_epoch(self):
+            if folds: self.learn.fold()
+    folds = any(isinstance(o, FoldCallback) for o in learn.cbs)
+    learn.fit(3, cbs=Folds())
+
+def fold_each_batch(learn):
+    def after_batch(cb):
+        if folds: cb.learn.fold()
+    folds = any(isinstance(o, FoldCallback) for o in learn.cbs)
+    learn.fit(1, cbs=Callback(after_batch=after_batch))
+
+ways = dict(own_fit=(OwnFit, lambda l: l.fit(2)), other_fit=(OtherFit, lambda l: l.train_for(2)), events=(Learner, by_events),
+    each_epoch=(Learner, fold_each_epoch), each_batch=(Learner, fold_each_batch))
+
+@pytest.mark.parametrize('name', ways)
+def test_training_without_fit(name, tmp_path):
+    cls,train = ways[name]
+    ends = []
+    for cbs in [], [FoldCallback()]:
+        learn = learner(tmp_path, *cbs)
+        learn.__class__ = cls
+        for _ in range(2):
+            train(learn)
+            if cbs:
+                learn.fold()
+                assert learn.is_folded
+        ends.append(trained_state(learn))
+    same(*ends)
+
+def test_folded_by_hand_then_other_training(tmp_path):
+    "without any callback"
+    ends = []
+    for fold in noop,Learner.fold:
+        learn = learner(tmp_path)
+        learn.fit(1)
+        fold(learn)
+        by_events(learn)
+        fold(learn)
+        by_events(learn, 2)
+        ends.append(trained_state(learn))
+    same(*ends)
+
+def test_no_class_is_changed(tmp_path):
+    "by importing, folding or training; so libraries that change `Learner` themselves go on as before, however often this one is loaded"
+    code = """
+import warnings; warnings.simplefilter('ignore')
+import importlib, functools, sys
+from fastai.vision.all import *
+sys.path.insert(0, sys.argv[1])
+calls = []
+def replaced(name):
+    orig = getattr(Learner, name)
+    def f(self, *a, **k):
+        calls.append(name)
+        return orig(self, *a, **k)
+    setattr(Learner, name, f)
+replaced('fit')
+before = dict(vars(Learner))
+from fastfold.all import *
+import fastfold.learner
+new = {'fold', 'unfold', 'is_folded', 'fold_report', 'fold_bench'}
+assert {k for k,v in vars(Learner).items() if before.get(k) is not v}==new
+replaced('save')
+importlib.reload(fastfold.learner)
+from tiny_learner import learner
+learn = learner(Path(sys.argv[2]), fastfold.learner.FoldCallback())
+learn.fit(1)
+replaced('load')
+learn.save('a')
+learn.load('a')
+assert learn.is_folded and calls==['fit', 'save', 'load'], calls
+"""
+    subprocess.run([sys.executable, '-c', code, os.path.dirname(__file__), str(tmp_path)], check=True)
+
+def test_signatures(tmp_path):
+    learn = learner(tmp_path, FoldCallback())
+    for k in 'fit','save','load','export','create_opt': assert inspect.signature(getattr(learn, k))==inspect.signature(getattr(Learner, k).__get__(learn))
+    options = {'refresh_bn', 'normalize', 'layers', 'handlers', 'forward', 'layer_scale', 'merge', 'verify', 'tol'}
+    assert set(inspect.signature(FoldCallback).parameters)==options and set(inspect.signature(Learner.fold).parameters)==options|{'self', 'xb'}
+    assert 'batch_sizes' in inspect.signature(Learner.fold_bench).parameters
+    for f in (lambda: learn.fold(verfy=False)),(lambda: FoldCallback(verfy=False)):
+        with pytest.raises(FoldError, match="no option 'verfy': the options are refresh_bn, .*verify") as e: f()
+        assert isinstance(e.value, TypeError)
+    with pytest.raises(FoldError, match="no option 'round': the options are batch_sizes, rounds"): learn.fold_bench(round=1)
+
+# methods that classes override
+class OwnMethods(Learner):
+    "With `load`, `save`, `export` and `create_opt` that don't ask `Learner`"
+    def save(self, file, **kwargs):
+        torch.save(self.model.state_dict(), self.path/file)
+        return self.path/file
+    def load(self, file, device=None, **kwargs):
+        self.model.load_state_dict(torch.load(self.path/file))
+        return self
+    def load_part(self, file): return self.load(file)
+    def create_opt(self): self.opt = self.opt_func(self.splitter(self.model), lr=self.lr)
+    def export(self, fname='export.pkl', pickle_module=cloudpickle, pickle_protocol=2):
+        opt,self.opt,dls,self.dls = self.opt,None,self.dls,self.dls.new_empty()
+        torch.save(self, self.path/fname, pickle_module=pickle_module, pickle_protocol=pickle_protocol)
+        self.opt,self.dls = opt,dls
+
+def test_overridden_methods(tmp_path):
+    learn = learner(tmp_path)
+    learn.__class__ = OwnMethods
+    learn.fit(1)
+    keys = learn.model.state_dict().keys()
+    learn.fold()
+    assert torch.load(learn.save('a.pth')).keys()==keys and learn.is_folded
+    for load in learn.load,learn.load_part: assert load('a.pth') is learn and learn.is_folded
+    learn.create_opt()
+    assert sum(len(o) for o in learn.opt.param_lists)==len([*learn.unfold().model.parameters()])
+    learn.fold()
+    learn.export('a.pkl')
+    assert b'fastfold' not in pickled(tmp_path/'a.pkl') and learn.is_folded and learn.opt
+
+def pickled(file):
+    import zipfile
+    z = zipfile.ZipFile(file)
+    return z.read(next(n for n in z.namelist() if n.endswith('data.pkl')))
+
+# export
+def test_export_positionally(tmp_path):
+    for cbs in [], [FoldCallback()]:
+        learn = learner(tmp_path, *cbs)
+        learn.fit(1)
+        learn.fold()
+        learn.export('a.pkl', cloudpickle, 4)
+        assert not load_learner(tmp_path/'a.pkl').is_folded and b'fastfold' not in pickled(tmp_path/'a.pkl')
+
+def test_export_through_a_link(tmp_path):
+    learn = learner(tmp_path)
+    learn.fold()
+    (tmp_path/'real').mkdir()
+    (tmp_path/'real/a.pkl').write_bytes(b'old')
+    (tmp_path/'a.pkl').symlink_to('real/a.pkl')
+    (tmp_path/'b.pkl').symlink_to('real/b.pkl') # to nothing yet
+    for n in 'a','b':
+        learn.export(f'{n}.pkl')
+        assert (tmp_path/f'{n}.pkl').is_symlink() and not load_learner(tmp_path/f'real/{n}.pkl').is_folded
+    assert {o.name for o in (tmp_path/'real').iterdir()}=={'a.pkl', 'b.pkl'}
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='this system has no named pipes')
+def test_export_to_a_pipe(tmp_path):
+    "is written to, not replaced"
+    import threading
+    learn = learner(tmp_path)
+    learn.fold()
+    os.mkfifo(tmp_path/'pipe')
+    got = []
+    t = threading.Thread(target=lambda: got.append((tmp_path/'pipe').read_bytes()))
+    t.start()
+    try: learn.export('pipe')
+    except RuntimeError: pass # PyTorch may want to seek in it
+    t.join(10)
+    assert (tmp_path/'pipe').is_fifo() and sorted(o.name for o in tmp_path.iterdir())==['pipe']
+
+@pytest.mark.parametrize('error', [OSError(28, 'No space left on device'), RuntimeError('PytorchStreamWriter failed writing file data/0: file write failed'),
+    RuntimeError('[enforce fail at inline_container.cc:820] . unexpected pos 64 vs 0')])
+def test_export_to_a_full_disk(error, tmp_path, monkeypatch):
+    learn = learner(tmp_path, FoldCallback())
+    learn.fit(1)
+    learn.export()
+    old = (tmp_path/'export.pkl').read_bytes()
+    def full(*args, **kwargs): raise error
+    monkeypatch.setattr(torch, 'save', full)
+    with pytest.raises(OSError, match="can't write .*export.pkl .*make room.*as it was"): learn.export()
+    assert (tmp_path/'export.pkl').read_bytes()==old and [o.name for o in tmp_path.iterdir()]==['export.pkl']
+    assert learn.is_folded and len(learn.dls.train_ds)==32
+
+# changed while folded
+def step(learn):
+    opt = torch.optim.SGD(learn.model.parameters(), lr=.1)
+    learn.model(xs).sum().backward()
+    opt.step()
+    opt.zero_grad()
+
+def average(learn): learn.model.load_state_dict({k:v*.9 for k,v in learn.model.state_dict().items()})
+
+@pytest.mark.parametrize('change', [step, average])
+def test_changed_while_folded(change, tmp_path):
+    "is not lost without a word"
+    learn = learner(tmp_path, FoldCallback())
+    learn.fit(1)
+    change(learn)
+    now = bits(dict(learn.model.state_dict()))
+    for f in (lambda: learn.fit(1)),(lambda: learn.fit_one_cycle(1)),(lambda: by_events(learn)):
+        with pytest.raises(Exception, match=r"the weights of .*0\.0.* have been changed while .*learn.unfold\(\) first"): f()
+        assert learn.is_folded and bits(dict(learn.model.state_dict()))==now
+    with pytest.warns(UserWarning, match='What is saved are the weights as they were trained before'): learn.save('a')
+    assert bits(dict(learn.model.state_dict()))==now
+    learn.export()
+    with pytest.warns(UserWarning, match='these changes are lost'): learn.unfold()
+    learn.fit(1)
+    change(learn)
+    learn.model,learn.opt = copy.deepcopy(learn.model),None # what the error says
+    learn.fit(1)
+    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in learn.model.modules())
+
+def test_frozen_while_folded(tmp_path):
+    learn = learner(tmp_path, FoldCallback())
+    learn.fit(1)
+    learn.model.requires_grad_(False)
+    learn.unfold()
+    assert not any(p.requires_grad for p in learn.model.parameters())
+
+def test_replaced_while_folded(tmp_path):
+    learn = learner(tmp_path, FoldCallback())
+    learn.fit(1)
+    learn.model[0] = copy.deepcopy(learn.model[0])
+    with pytest.warns(UserWarning, match='unfold first, then replace'): learn.fit(1, reset_opt=True)
+
+# files
+@pytest.mark.parametrize('dump', [lambda o, f: pickle.dump(o, open(f, 'wb')), torch.save])
+@pytest.mark.parametrize('options', [{}, dict(merge=True), dict(refresh_bn=2)])
+def test_pickled(dump, options, tmp_path):
+    def load(): return pickle.load(open(tmp_path/'l', 'rb')) if dump is not torch.save else torch.load(tmp_path/'l', weights_only=False)
+    learn = learner(tmp_path, FoldCallback(**options))
+    for do in (lambda: None),(lambda: learn.fit(1)),learn.unfold:
+        do()
+        dump(learn, tmp_path/'l')
+        back = load()
+        assert back.is_folded==learn.is_folded and back.fold_callback.learn is back
+        want = bits(dict(back.unfold().model.state_dict()))
+        assert want==bits(dict(copy.deepcopy(learn).unfold().model.state_dict())) and not back.is_folded
+        back.fit(1)
+        assert back.is_folded
+
+def test_import_is_all_that_is_needed():
+    "for what a plain learner does to be the same: nothing of fastfold is in it"
+    assert not [k for k,v in vars(Learner).items() if 'fastfold' in getattr(v, '__module__', '') and k not in ('fold', 'unfold', 'fold_bench')]
