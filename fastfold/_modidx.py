@@ -341,6 +341,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'fastfold/learner.py'),
                                   'fastfold.learner.FoldCallback.before_train': ( 'learner.html#foldcallback.before_train',
                                                                                   'fastfold/learner.py'),
+                                  'fastfold.learner.FoldCallback.fold_with_any': ( 'learner.html#foldcallback.fold_with_any',
+                                                                                   'fastfold/learner.py'),
                                   'fastfold.learner.FoldCallback.learn': ('learner.html#foldcallback.learn', 'fastfold/learner.py'),
                                   'fastfold.learner.Learner.fold': ('learner.html#learner.fold', 'fastfold/learner.py'),
                                   'fastfold.learner.Learner.fold_bench': ('learner.html#learner.fold_bench', 'fastfold/learner.py'),

@@ -256,15 +256,14 @@ def _example(self:BN_Folder, plan:Plan, xb:tuple, kw:dict) -> tuple[tuple,dict]:
 
 @patch
 def _merge(self:BN_Folder, model:nn.Module, xb:tuple, kw:dict, verify:bool) -> tuple[list[Change],list[MergeRow],float|None]:
-    "Merge what can be merged in `model`, and less until the outputs agree: the changes, which are in effect, rows, and the difference"
+    "What can be merged in `model`, and less until the outputs agree: the changes, rows, and the difference"
     found = find_merges(finder_of(model, xb, kw, self.norms, self.into))
     merges,rows,err = found.merges,found.refused,None
     if merges and verify:
         check = Check(replace(found.plan, homes={o.func:[] for m in merges for o in m.region.layers}), self.tol)
         while merges and not check.passes(off := check.merge_error(merges)): rows.append(check.blame_merge(merges, off))
         err = off
-    place(model, changes := block_changes(model, merges))
-    return changes,[m.row for m in merges] + rows,err
+    return block_changes(model, merges),[m.row for m in merges] + rows,err
 
 def merged_rows(rows:list[FoldRow], sums:list[MergeRow]) -> list[FoldRow]:
     "`rows`, with the layers that norms are in after merging"
@@ -297,8 +296,8 @@ def plan(self:BN_Folder,
     with placed(model, changes):
         if self.merge:
             merged,sums,_ = self._merge(model, *self._example(plan, xb, kw or {}), verify=False)
-            changes += merged
-        after = count(model)
+            with placed(model, merged): after = count(model)
+        else: after = count(model)
     self.report = FoldReport(merged_rows(plan.rows(), sums), before, after, sums=sums)
     return self.report
 
@@ -353,8 +352,8 @@ def fold(self:BN_Folder,
     if not inplace: check_copy(plan, res)
     with placed(model, changes) if inplace else nullcontext():
         merged,sums,off = self._merge(res, *self._example(plan, xb, kw or {}), self.verify) if self.merge else ([], [], None)
-        changes += merged
-    if inplace: self._keep(model, changes)
+    if inplace: self._keep(model, changes + merged)
+    else: place(res, merged)
     if off is not None: err = Check(plan, self.tol).error(res) if plan.flow.passes else off
     self.report = FoldReport(merged_rows(plan.rows(), sums), before, count(res), err, sums)
     for r in self.report.folded: log.info("%s (%s) -> %s", r.name, r.kind, ', '.join(r.into))

@@ -12,13 +12,14 @@ from typing import Any, Callable, Iterator
 import errno, os, stat, uuid
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
-from torch.utils.data import DataLoader as TorchLoader
+from torch.utils.data import DataLoader as TorchLoader, IterableDataset
 from fastai.basics import *
 from fastai.callback.hook import Hook
 from .affine import FoldError
 from .bench import BenchResult, benchmark, without_norms
 from .distributed import is_shared, loaders_of, make_alike, plain_loader
 from .changes import Change, place
+from .flow import ExampleError
 from .folder import BN_Folder
 from .normalize import let_agree, NormalizeFolder
 from .report import FoldReport, headline, some_names
@@ -41,6 +42,67 @@ def fold_report(self:Learner) -> FoldReport|None:
     "What the last fold found; None if there was none"
     f = folder_of(self)
     return f.report if f else None
+
+# %% ../nbs/09_learner.ipynb #1835ad23
+class Around:
+    "A method of one learner, with something done before and after it"
+    def __init__(self, learn:Learner, name:str, does:Callable): # does: called with the method, the learner, and what it was called with
+        self.learn,self.name,self.does,self.own = learn,name,does,vars(learn).get(name)
+
+    def method(self) -> Callable:
+        "What is called without this: the learner's own, or else that of its class"
+        return self.own or getattr(type(self.learn), self.name).__get__(self.learn)
+
+    def __call__(self, *args, **kwargs): return self.does(self.method(), self.learn, *args, **kwargs)
+    def __repr__(self) -> str: return f'{self.method()!r}, with fastfold around it'
+    def __getattr__(self, k:str) -> Any: # for `help` and `inspect.signature`
+        if k=='__wrapped__' and 'learn' in vars(self): return self.method()
+        raise AttributeError(k)
+
+def look_after(learn:Learner) -> None:
+    "From now on, methods of `learn` that need the model as it was trained get it"
+    named = {k:v for k,v in around.items() if hasattr(type(learn), k)}
+    for k in dir(type(learn)):
+        if k.partition('_')[0] in ('save','load') and callable(getattr(type(learn), k)): named[k] = saves if k.startswith('save') else loads
+    for k,does in named.items():
+        if not isinstance(vars(learn).get(k), Around): vars(learn)[k] = Around(learn, k, does)
+
+around:dict[str,Callable] = {} # Name of a method -> what is done around it
+
+@contextmanager
+def unfolded(learn:Learner) -> Iterator[None]:
+    "For a moment, the model as it was trained"
+    folder,model = folder_of(learn),get_model(learn.model)
+    if not (folder and learn.is_folded): return (yield)
+    changes,seen = folder.changes,folder.seen
+    folder.seen = []
+    folder.unfold()
+    try: yield
+    finally:
+        folder.changes,folder.seen = changes,seen
+        place(model, changes)
+
+# %% ../nbs/09_learner.ipynb #089811b2
+def changed_weights(learn:Learner) -> str: # '' if there is nothing to say
+    "What has happened to the weights of a folded model"
+    folder = folder_of(learn)
+    if not (folder and learn.is_folded and folder.overwritten): return ''
+    return f"the weights of {some_names(folder.overwritten)} have been changed while the model was folded (trained, averaged or loaded by hand?)"
+
+# %% ../nbs/09_learner.ipynb #184c1704
+def create_opt(orig:Callable, learn:Learner, *args, **kwargs) -> Any:
+    with unfolded(learn): return orig(*args, **kwargs)
+
+def saves(orig:Callable, learn:Learner, *args, **kwargs) -> Any:
+    if changed := changed_weights(learn): warn(f"{changed}. What is saved are the weights as they were trained before, without these changes")
+    with unfolded(learn): return orig(*args, **kwargs)
+
+def loads(orig:Callable, learn:Learner, *args, **kwargs) -> Any:
+    with unfolded(learn): res = orig(*args, **kwargs)
+    if learn.is_folded: fold_with(learn.unfold(), *learn._fold)
+    return res
+
+around |= dict(create_opt=create_opt)
 
 # %% ../nbs/09_learner.ipynb #77c38c01
 @contextmanager
@@ -77,7 +139,7 @@ def has_items(dl:Any) -> bool:
 def first_batch(dl:Any, n:int=2) -> Any:
     "A batch of `n` items, or of more where the loader says how many"
     if isinstance(dl, DataLoader): return dl.new(bs=n, shuffle=False, drop_last=False, num_workers=0).one_batch()
-    if isinstance(dl, TorchLoader) and hasattr(dl.dataset, '__getitem__') and dl.batch_size is not None:
+    if isinstance(dl, TorchLoader) and not isinstance(dl.dataset, IterableDataset) and dl.batch_size is not None:
         return dl.collate_fn([dl.dataset[i] for i in range(min(n, len(dl.dataset)))]) # type: ignore[arg-type]
     with rng_kept(dl): return next(iter(dl))
 
@@ -162,9 +224,9 @@ def fold(self:Learner,
     **kwargs
 ) -> FoldReport: # What was folded, what was kept, and why
     "Fold the norms of the model, until it is trained on or `unfold`ed"
+    look_after(self)
     if self.is_folded and not (xb or refresh_bn or normalize or kwargs): return self.fold_report
     folder = folder_with(refresh_bn, normalize, **kwargs)
-    look_after(self)
     return fold_with(self.unfold(), folder, xb, refresh_bn)
 
 @patch
@@ -173,72 +235,12 @@ def unfold(self:Learner) -> Learner:
     if (f := folder_of(self)) and f.model is get_model(self.model): f.unfold()
     return self
 
-# %% ../nbs/09_learner.ipynb #1835ad23
-class Around:
-    "A method of one learner, with something done before and after it"
-    def __init__(self, learn:Learner, name:str, does:Callable): # does: called with the method, the learner, and what it was called with
-        self.learn,self.name,self.does,self.own = learn,name,does,vars(learn).get(name)
-
-    def method(self) -> Callable:
-        "What is called without this: the learner's own, or else that of its class"
-        return self.own or getattr(type(self.learn), self.name).__get__(self.learn)
-
-    def __call__(self, *args, **kwargs): return self.does(self.method(), self.learn, *args, **kwargs)
-    def __repr__(self) -> str: return f'{self.method()!r}, with fastfold around it'
-    def __getattr__(self, k:str) -> Any: # for `help` and `inspect.signature`
-        if k=='__wrapped__' and 'learn' in vars(self): return self.method()
-        raise AttributeError(k)
-
-def look_after(learn:Learner) -> None:
-    "From now on, methods of `learn` that need the model as it was trained get it"
-    named = {k:v for k,v in around.items() if hasattr(type(learn), k)}
-    for k in dir(type(learn)):
-        if k.partition('_')[0] in ('save','load') and callable(getattr(type(learn), k)): named[k] = saves if k.startswith('save') else loads
-    for k,does in named.items():
-        if not isinstance(vars(learn).get(k), Around): vars(learn)[k] = Around(learn, k, does)
-
-around:dict[str,Callable] = {} # Name of a method -> what is done around it
-
-@contextmanager
-def unfolded(learn:Learner) -> Iterator[None]:
-    "For a moment, the model as it was trained"
-    folder,model = folder_of(learn),get_model(learn.model)
-    if not (folder and learn.is_folded): return (yield)
-    changes,seen = folder.changes,folder.seen
-    folder.seen = []
-    folder.unfold()
-    try: yield
-    finally:
-        folder.changes,folder.seen = changes,seen
-        place(model, changes)
-
-# %% ../nbs/09_learner.ipynb #089811b2
-def changed_weights(learn:Learner) -> str: # '' if there is nothing to say
-    "What has happened to the weights of a folded model"
-    folder = folder_of(learn)
-    if not (folder and learn.is_folded and folder.overwritten): return ''
-    return f"the weights of {some_names(folder.overwritten)} have been changed while the model was folded (trained, averaged or loaded by hand?)"
-
-# %% ../nbs/09_learner.ipynb #184c1704
-def create_opt(orig:Callable, learn:Learner, *args, **kwargs) -> Any:
-    with unfolded(learn): return orig(*args, **kwargs)
-
-def saves(orig:Callable, learn:Learner, *args, **kwargs) -> Any:
-    if changed := changed_weights(learn): warn(f"{changed}. What is saved are the weights as they were trained before, without these changes")
-    with unfolded(learn): return orig(*args, **kwargs)
-
-def loads(orig:Callable, learn:Learner, *args, **kwargs) -> Any:
-    with unfolded(learn): res = orig(*args, **kwargs)
-    if learn.is_folded: fold_with(learn.unfold(), *learn._fold)
-    return res
-
-around |= dict(create_opt=create_opt)
-
 # %% ../nbs/09_learner.ipynb #4773d016
 def start_training(learn:Learner) -> None:
     "Give `learn` the model as it was trained, unless that would lose something"
     if changed := changed_weights(learn): raise FoldError(f"{changed}, "
-        "and training on starts from the weights as they were before the fold, without these changes. To train on without them, call learn.unfold() first. To train the folded model itself: learn.model,learn.opt = deepcopy(learn.model),None")
+        "and training on starts from the weights as they were before the fold, without these changes. "
+        "To train on without them, call learn.unfold() first. To train the folded model itself: learn.model,learn.opt = deepcopy(learn.model),None")
     learn.unfold()
 
 def fit(orig:Callable, learn:Learner, *args, **kwargs) -> Any:
@@ -297,6 +299,7 @@ class FoldCallback(Callback):
     def __init__(self, **kwargs):
         folder_with(**kwargs) # one that is wrong must not wait for the end of the training
         self.fold_options,self.fold_xb,self.has_trained = kwargs,(),False
+        self.fold_others:dict[Any,tuple] = {} # Shapes of the items -> two items of the last batch with those
 
     @property
     def learn(self) -> Learner|None: return vars(self).get('_learn')
@@ -309,16 +312,25 @@ class FoldCallback(Callback):
     def before_train(self): self.has_trained = True
 
     def before_batch(self):
-        "Remember two items, so that no data have to be fetched later: of the last batch, since a GAN alternates between two models"
+        "Remember two items, so that no data have to be fetched later: of the last batch of each kind, since a GAN alternates between two models"
         sizes = [len(x) for x in self.xb if isinstance(x, Tensor) and x.ndim]
         if not self.fold_xb or max(sizes, default=0)>1: self.fold_xb = some_items(self.xb)
+        self.fold_others[tuple(tuple(x.shape[1:]) for x in self.fold_xb if isinstance(x, Tensor))] = self.fold_xb
+
+    def fold_with_any(self, xbs:list[tuple]) -> None:
+        "Fold with the first of `xbs` that the model takes"
+        try: self.learn.fold(*in_dtype_of(self.learn.model, xbs[0]), **self.fold_options)
+        except ExampleError:
+            if len(xbs)==1: raise
+            self.fold_with_any(xbs[1:])
 
     def after_fit(self):
         "Fold; whatever goes wrong must not cost the training"
         if not self.has_trained or hasattr(self.learn, 'lr_finder'): return
         error = ''
-        try: self.learn.fold(*in_dtype_of(self.learn.model, self.fold_xb), **self.fold_options)
+        try: self.fold_with_any([self.fold_xb, *[o for o in self.fold_others.values() if o is not self.fold_xb]])
         except Exception as e: error = str(e) or type(e).__name__
+        self.fold_others.clear()
         if is_shared(self.learn):
             error = make_alike(folder_of(self.learn), error)
             if rank_distrib(): return

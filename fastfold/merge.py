@@ -371,6 +371,7 @@ def noting(model:nn.Module, name:str, graph:fx.Graph, note:Callable[[fx.Node,Ten
         given = bind(*args, **kwargs).args
         if not all(isinstance(o, Tensor) or type(o) in (int,float) for o in tree_leaves(given)): raise TypeError('a trace has options as they were')
         return _Noting(new, graph, note).run(*given)
+    forward.looks_on = True # type: ignore[attr-defined]
     new.forward = forward
     places = [(m, k) for m in model.modules() for k,o in m._modules.items() if o is block]
     for m,k in places: m._modules[k] = new

@@ -1,15 +1,14 @@
-"""Learners of every kind, trained, saved and changed in ways that `Learner.fit` doesn't see: as without fastfold, bit for bit, or an error that says what to do"""
+"""Learners of every kind, trained, saved and changed in ways that `Learner.fit` doesn't see: as without fastfold, bit for bit,
+or an error that says what to do"""
 import copy, inspect, os, pickle, subprocess, sys, warnings
 import cloudpickle, pytest, torch
 from torch import nn
 from torch.utils.data import DataLoader as TorchLoader, TensorDataset
 with warnings.catch_warnings():
     warnings.simplefilter('ignore')
-    from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, MSELossFlat, ProgressCallback, SaveModelCallback,
-        load_learner, noop, set_seed)
-import fastfold.learner
-from fastfold.all import BN_Folder, FoldCallback, FoldError
-from tiny_learner import bits, label, learner, network, picture, same, state
+    from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, ProgressCallback, load_learner, noop, set_seed)
+from fastfold.all import FoldCallback, FoldError
+from tiny_learner import bits, label, learner, network, picture, same
 
 pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::DeprecationWarning', 'ignore:.*load_learner')
 
@@ -39,7 +38,7 @@ def with_loaders(path, make, *cbs):
     return learn.remove_cbs([ProgressCallback])
 
 def trained_state(learn):
-    "`state`, of loaders without a state of their own, too"
+    "All that training has made, of loaders without a state of their own, too"
     learn.unfold()
     gens = [g.get_state() for dl in learn.dls.loaders for g in [getattr(dl, 'generator', None)] if g is not None]
     return bits(dict(weights=dict(learn.model.state_dict()), rng=torch.get_rng_state(), gens=gens,
@@ -165,7 +164,6 @@ def replaced(name):
 replaced('fit')
 before = dict(vars(Learner))
 from fastfold.all import *
-import fastfold.learner
 new = {'fold', 'unfold', 'is_folded', 'fold_report', 'fold_bench'}
 assert {k for k,v in vars(Learner).items() if before.get(k) is not v}==new
 replaced('save')

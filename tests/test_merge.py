@@ -566,7 +566,7 @@ def test_layer_keeps():
     new = folded[0].a_merged
     assert type(new) is nn.Conv2d and not new.weight.requires_grad and not new.bias.requires_grad
     assert new.weight.is_contiguous(memory_format=torch.channels_last)
-    assert list(folded.state_dict())==['0.a.weight', '0.a.bias'] and not any(m.training for m in folded.modules())
+    assert list(folded.state_dict())==['0.a_merged.weight', '0.a_merged.bias'] and not any(m.training for m in folded.modules())
     assert [n for n,_ in folded.named_modules()]==['', '0', '0.a_merged'] and 'Block' in repr(folded)
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float32])

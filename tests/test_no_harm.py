@@ -298,8 +298,7 @@ def test_two_threads():
     "Folds, of different models and of the same, are as if each were alone"
     call,give = nn.Module.__call__,nn.Module.__setattr__
     def net(i): return live(nn.Sequential(*itertools.chain(*[(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Dropout()) for _ in range(12)])), i).train()
-    rng = torch.get_rng_state()
-    for i in range(12):
+    for _ in range(12):
         models = [net(0), net(1)]
         models.append(models[0])
         befores,reports = [held(m) for m in models],{}
@@ -444,14 +443,16 @@ def test_load_of_a_merged_state():
 def transformer(name):
     transformers = pytest.importorskip('transformers', reason='transformers has models that install hooks at their first call')
     transformers.logging.set_verbosity_error()
-    small = dict(num_channels=3, image_size=32)
     torch.manual_seed(0)
-    if name=='segformer': return transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1],
-        hidden_sizes=[8, 16], patch_sizes=[7, 3], strides=[4, 2], num_attention_heads=[1, 2], mlp_ratios=[2, 2], decoder_hidden_size=16)),dict(pixel_values=x.repeat(1, 1, 4, 4))
-    if name=='dpt': return transformers.DPTForDepthEstimation(transformers.DPTConfig(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=16,
-        patch_size=8, backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[4, 8, 8, 8], fusion_hidden_size=8, use_batch_norm_in_fusion_residual=True, **small)),dict(pixel_values=x.repeat(1, 1, 4, 4))
-    return transformers.BeitForSemanticSegmentation(transformers.BeitConfig(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=16,
-        patch_size=8, out_indices=[1, 2, 3, 4], auxiliary_channels=8, use_auxiliary_head=True, **small)),dict(pixel_values=x.repeat(1, 1, 4, 4))
+    vit = dict(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=16, patch_size=8, num_channels=3, image_size=32)
+    if name=='segformer': model = transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(
+        num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[8, 16], patch_sizes=[7, 3], strides=[4, 2],
+        num_attention_heads=[1, 2], mlp_ratios=[2, 2], decoder_hidden_size=16))
+    elif name=='dpt': model = transformers.DPTForDepthEstimation(transformers.DPTConfig(backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[4, 8, 8, 8],
+        fusion_hidden_size=8, use_batch_norm_in_fusion_residual=True, **vit))
+    else: model = transformers.BeitForSemanticSegmentation(transformers.BeitConfig(
+        out_indices=[1, 2, 3, 4], auxiliary_channels=8, use_auxiliary_head=True, **vit))
+    return model,dict(pixel_values=x.repeat(1, 1, 4, 4))
 
 @pytest.mark.parametrize('hidden', [False, True])
 @pytest.mark.parametrize('name', ['segformer', 'dpt', 'beit'])

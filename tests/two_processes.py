@@ -10,7 +10,7 @@ from accelerate import InitProcessGroupKwargs
 from fastai.callback.progress import ProgressCallback
 from fastai.distributed import DistributedDL
 from fastai.vision.all import (Callback, CancelFitException, CrossEntropyLossFlat, Datasets, Learner, LongTensor, Normalize, TensorImage, get_model,
-    imagenet_stats, noop, rank_distrib, set_seed)
+    imagenet_stats, rank_distrib, set_seed)
 from fastfold.all import FoldCallback
 
 faulthandler.dump_traceback_later(100, exit=True) # whatever waits for ever
