@@ -63,7 +63,7 @@ def look_after(learn:Learner) -> None:
     "From now on, methods of `learn` that need the model as it was trained get it"
     named = {k:v for k,v in around.items() if hasattr(type(learn), k)}
     for k in dir(type(learn)):
-        if k.partition('_')[0] in ('save','load') and callable(getattr(type(learn), k)): named[k] = saves if k.startswith('save') else loads
+        if k.partition('_')[0] in ('save','load') and callable(getattr(type(learn), k)): named[k] = around_save if k.startswith('save') else around_load
     for k,does in named.items():
         if not isinstance(vars(learn).get(k), Around): vars(learn)[k] = Around(learn, k, does)
 
@@ -93,11 +93,11 @@ def changed_weights(learn:Learner) -> str: # '' if there is nothing to say
 def create_opt(orig:Callable, learn:Learner, *args, **kwargs) -> Any:
     with unfolded(learn): return orig(*args, **kwargs)
 
-def saves(orig:Callable, learn:Learner, *args, **kwargs) -> Any:
+def around_save(orig:Callable, learn:Learner, *args, **kwargs) -> Any:
     if changed := changed_weights(learn): warn(f"{changed}. What is saved are the weights as they were trained before, without these changes")
     with unfolded(learn): return orig(*args, **kwargs)
 
-def loads(orig:Callable, learn:Learner, *args, **kwargs) -> Any:
+def around_load(orig:Callable, learn:Learner, *args, **kwargs) -> Any:
     with unfolded(learn): res = orig(*args, **kwargs)
     if learn.is_folded: fold_with(learn.unfold(), *learn._fold)
     return res
@@ -210,13 +210,13 @@ def check_options(f:Callable, given:dict[str,Any]) -> None:
 
 def folder_with(refresh_bn:int=0, normalize:bool=False, **kwargs) -> BN_Folder:
     "A folder with the options of `learn.fold`, if these can be used"
-    check_options(Learner.fold, kwargs)
+    check_options(Learner.fold, kwargs) # type: ignore[attr-defined]
     if type(refresh_bn) is not int or refresh_bn<0: raise FoldError(f"refresh_bn={refresh_bn!r}: give a number of training batches, such as refresh_bn=50")
     return (NormalizeFolder if normalize else BN_Folder)(**kwargs)
 
 # %% ../nbs/09_learner.ipynb #964aebc3
 @patch
-@delegates(BN_Folder.__init__)
+@delegates(BN_Folder.__init__) # type: ignore[arg-type]
 def fold(self:Learner,
     *xb, # Inputs of one example batch; two items of the validation set by default
     refresh_bn:int=0, # If any, take the running statistics anew from so many batches of the training set
@@ -270,10 +270,11 @@ def agrees_on_results(orig:Callable, learn:Learner, ds_idx:int=1, dl:Any=None, *
 
 def watch_data() -> None:
     "From now on, no learner runs on data whose normalization is in the model of another one"
-    for name,does in dict(_call_one=agrees, show_results=agrees_on_results).items():
-        orig = getattr(Learner, name)
+    wrappers:dict[str,Callable] = dict(_call_one=agrees, show_results=agrees_on_results)
+    for name,does in wrappers.items():
+        orig:Any = getattr(Learner, name)
         if vars(orig).get('watches') is orig: continue # an attribute alone says nothing: whoever wraps it copies that
-        f = wraps(orig)(partial_method(does, orig))
+        f:Any = wraps(orig)(partial_method(does, orig))
         f.watches = f
         setattr(Learner, name, f)
 
@@ -295,16 +296,16 @@ def has_norms(report:FoldReport) -> bool:
 class FoldCallback(Callback):
     "Fold the model when training ends; it unfolds by itself when training goes on"
     order,name,_only_train_loop = 100,'fold_callback',True
-    @delegates(Learner.fold)
+    @delegates(Learner.fold) # type: ignore[attr-defined]
     def __init__(self, **kwargs):
         folder_with(**kwargs) # one that is wrong must not wait for the end of the training
         self.fold_options,self.fold_xb,self.has_trained = kwargs,(),False
         self.fold_others:dict[Any,tuple] = {} # Shapes of the items -> two items of the last batch with those
 
     @property
-    def learn(self) -> Learner|None: return vars(self).get('_learn')
+    def learn(self) -> Any: return vars(self).get('_learn') # type: ignore[override]
     @learn.setter
-    def learn(self, learn:Learner|None) -> None:
+    def learn(self, learn:Any) -> None:
         vars(self)['_learn'] = learn
         if isinstance(learn, Learner): look_after(learn)
 
@@ -402,13 +403,13 @@ around |= dict(export=export)
 
 # %% ../nbs/09_learner.ipynb #3baf234f
 @patch
-@delegates(benchmark, but=['models','xb'])
+@delegates(benchmark, but=['models','xb']) # type: ignore[arg-type]
 def fold_bench(self:Learner,
     *xb, # Inputs of one example batch; two items of the validation set by default
     **kwargs
 ) -> BenchResult: # Table as `.to_df()`, picture as `.plot()`
     "Compare the latency of the model as it was trained, folded, and without norms; the learner stays as it is"
-    check_options(Learner.fold_bench, kwargs)
+    check_options(Learner.fold_bench, kwargs) # type: ignore[attr-defined]
     xb = xb or example_batch(self)
     if not xb: raise FoldError("`learn.dls` has no data to run the model on (a loaded learner?): give a batch, as in learn.fold_bench(xb)")
     with unfolded(self), hooks_emptied(get_model(self.model)): trained = deepcopy(get_model(self.model))

@@ -157,7 +157,7 @@ def note_box(self:Snapshot, o:Any) -> Iterable:
 @patch
 def note_object(self:Snapshot, o:Any) -> Iterable:
     "An object of a class that is nobody else's"
-    if isinstance(o, type) or is_foreign(type(o)): return ()
+    if isinstance(o, type) or is_foreign(type_of(o)): return ()
     slots = slots_of(o)
     if slots: self.slots.append((o, slots))
     return [*slots.values(), *(self.note_box(o.__dict__) if type(getattr(o, '__dict__', None)) is dict else ())]
@@ -210,7 +210,7 @@ def restore(self:Snapshot) -> None:
     for o,slots in self.slots:
         for k,v in slots.items():
             if getattr(o, k, None) is not v: object.__setattr__(o, k, v)
-    for cls,was in self.classes.items(): restore_class(cls, was)
+    for cls,attrs in self.classes.items(): restore_class(cls, attrs)
     self.restore_tensors()
     for set_state,state in self.states: set_state(state)
 
@@ -258,7 +258,8 @@ class Guard(TorchDispatchMode):
     "Copies tensors of a snapshot before they are written into, or doesn't let that happen"
     def __init__(self, before:Snapshot, names:dict[int,str]): # names: of parameters, by id
         super().__init__()
-        self.before,self.names,self.refuses,self.error = before,names,False,None
+        self.before,self.names,self.refuses = before,names,False
+        self.error:FoldError|None = None
         held = [t for t,_ in before.params.values()] + list(before.large.values())
         self.by_memory:dict[int,list[Tensor]] = {}
         for t in held: self.by_memory.setdefault(t.untyped_storage()._cdata, []).append(t)
@@ -276,9 +277,10 @@ class Guard(TorchDispatchMode):
             self.before.tensors.setdefault(id(o), (o, o.detach().clone()))
 
     def refuse(self, name:str) -> None:
-        self.error = FoldError(f"{type(self.before.model).__name__} writes into its parameter '{name}' when it runs, "
+        error = FoldError(f"{type(self.before.model).__name__} writes into its parameter '{name}' when it runs, "
             "so what it does changes from call to call: let it change a buffer instead, or leave it as it is")
-        raise self.error
+        self.error = error
+        raise error
 
 # %% ../nbs/00b_state.ipynb #58ccd0e5
 alone = threading.RLock() # One fold at a time

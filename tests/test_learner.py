@@ -68,7 +68,7 @@ class Scaled(nn.Module):
     def forward(self, x): return self.scale*self.n(self.a(x)) + x
 
 @pytest.mark.parametrize('block,options,left', [(Branches, dict(merge=True), ['a_merged.bias', 'a_merged.weight']),
-    (Scaled, dict(layer_scale=True), ['a.bias', 'a.weight']), (Scaled, dict(layer_scale=True, merge=True), ['a.bias', 'a.weight'])])
+    (Scaled, dict(layer_scale=True), ['a.bias', 'a.weight']), (Scaled, dict(layer_scale=True, merge=True), ['a_merged.bias', 'a_merged.weight'])])
 def test_other_forward(tmp_path, block, options, left):
     "Rewritten when training ends; as before for the optimizer and for saving, and when training goes on"
     ends,preds = [],[]
@@ -224,7 +224,7 @@ def test_failed_fold_costs_nothing(tmp_path):
     for cbs in [], [FoldCallback(refresh_bn=2)]:
         learn = learner(tmp_path, *cbs)
         def spoil(cb):
-            if cbs: cbs[0].fold_xb = torch.zeros(2,5),
+            if cbs: cbs[0].fold_xb,cbs[0].fold_others = (torch.zeros(2,5),),{}
         for _ in range(2):
             with warnings.catch_warnings(record=True) as ws: learn.fit(1, cbs=Callback(after_fit=spoil))
             if cbs: assert any('the model is trained, but was not folded: ' in str(o.message) for o in ws)
