@@ -157,8 +157,7 @@ def note_box(self:Snapshot, o:Any) -> Iterable:
 @patch
 def note_object(self:Snapshot, o:Any) -> Iterable:
     "An object of a class that is nobody else's"
-    cls:type = type(o)
-    if issubclass(cls, type) or is_foreign(cls): return ()
+    if isinstance(o, type) or is_foreign(type(o)): return () # type: ignore[arg-type]
     slots = slots_of(o)
     if slots: self.slots.append((o, slots))
     return [*slots.values(), *(self.note_box(o.__dict__) if type(getattr(o, '__dict__', None)) is dict else ())]
