@@ -163,6 +163,7 @@ def replaced(name):
     setattr(Learner, name, f)
 replaced('fit')
 before = dict(vars(Learner))
+import fastfold.learner
 from fastfold.all import *
 new = {'fold', 'unfold', 'is_folded', 'fold_report', 'fold_bench'}
 assert {k for k,v in vars(Learner).items() if before.get(k) is not v}==new

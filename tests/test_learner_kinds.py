@@ -3,18 +3,19 @@ Norms are those of a trained model, with statistics and weights that would show 
 import gc, re, warnings
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
+from torch.utils.data import DataLoader as TorchLoader, TensorDataset
 with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     from fastai.collab import CollabDataLoaders, collab_learner
     from fastai.tabular.all import Categorify, FillMissing, Normalize, TabularDataLoaders, tabular_learner
     from fastai.text.all import AWD_LSTM, text_classifier_learner
-    from fastai.vision.all import (CrossEntropyLossFlat, Datasets, Learner, Mish, NormType, noop, resnet18, set_seed,
-        unet_learner, vision_learner, xresnet18, xse_resnext18)
+    from fastai.vision.all import (CrossEntropyLossFlat, DataLoaders, Datasets, Learner, Mish, NormType, load_learner, noop,
+        resnet18, set_seed, unet_learner, vision_learner, xresnet18, xse_resnext18)
     from fastai.vision.gan import GANLearner, basic_critic, basic_generator
     from fastai.layers import ConvLayer, LinBnDrop
     from torchvision.models import mobilenet_v3_small
 from fastfold.all import FoldCallback
-from tiny_learner import bits
+from tiny_learner import bits, same, state
 from random_nets import live
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -130,3 +131,70 @@ def test_gan():
         want = both()
         learn.fold()
         for a,b in zip(both(), want): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+# The whole life of a learner of each kind, in fastai's own order of callbacks
+class OwnLoop(Learner):
+    "Trains in a loop of its own"
+    def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
+        self.create_opt()
+        self.n_epoch = n_epoch
+        self('before_fit')
+        for self.epoch in range(n_epoch):
+            self(['before_epoch', 'before_train'])
+            self.dl = self.dls.train
+            self.all_batches()
+            self(['after_train', 'after_epoch'])
+
+class OwnFiles(Learner):
+    "Writes and reads files of its own"
+    def save(self, file, **kwargs): torch.save(self.model.state_dict(), self.path/file)
+    def load(self, file, **kwargs):
+        self.model.load_state_dict(torch.load(self.path/file))
+        return self
+
+def of_class(cls): return lambda: cls(pictures(), small(), loss_func=CrossEntropyLossFlat())
+
+def torch_loaders():
+    xs,ys = torch.stack([rand(3,32,32)(i) for i in range(8)]),torch.tensor([label(i) for i in range(8)])
+    dls = DataLoaders(TorchLoader(TensorDataset(xs, ys), batch_size=2, shuffle=True), TorchLoader(TensorDataset(xs, ys), batch_size=2), device='cpu')
+    return Learner(dls, small(), loss_func=CrossEntropyLossFlat())
+
+lives = {'vision': vision(), 'unet': unet(), 'tabular': tabular(), 'collab': collab(use_nn=True, layers=[20]), 'text': text, 'gan': gan,
+    'torch': torch_loaders, 'own-loop': of_class(OwnLoop), 'own-files': of_class(OwnFiles)}
+
+not_exported = 'gan','torch' # fastai itself can't: it wants the state of every parameter, and loaders that make new ones
+
+def live_through(make, folds, path, exports):
+    "All that is left by a life with a `FoldCallback`, or without, and by what it exported"
+    set_seed(0)
+    learn = make()
+    learn.path,learn.logger = path,noop
+    if folds: learn.add_cb(FoldCallback())
+    def fold():
+        if not folds: return
+        learn.fold()
+        assert learn.is_folded
+    with learn.no_bar():
+        learn.fit(1)
+        fold() # a fit of one's own may not send `after_fit`
+        learn.save('a.pth')
+        learn.fit(1)
+        fold()
+        learn.load('a.pth')
+        learn.fit(1)
+        fold()
+        if exports: learn.export('learner.pkl')
+        fold()
+    end = state(learn)
+    if not exports: return end,None
+    exported = load_learner(path/'learner.pkl').model.eval()
+    x = next(iter(learn.dls.valid))[:learn.dls.n_inp if hasattr(learn.dls, 'n_inp') else 1]
+    with torch.no_grad(): out = exported(*x)
+    return end,out[0] if isinstance(out, tuple) else out # a text classifier returns its activations, too
+
+@pytest.mark.parametrize('name', lives)
+def test_life(name, tmp_path):
+    "Trained, saved, loaded, exported and unfolded: as without fastfold, bit for bit"
+    (end,out),(end_,out_) = (live_through(lives[name], folds, tmp_path, name not in not_exported) for folds in (False,True))
+    same(end, end_)
+    if out is not None: torch.testing.assert_close(out_, out, rtol=1e-4, atol=1e-4)

@@ -37,7 +37,7 @@ def state(learn):
     return bits(dict(weights=dict(model.state_dict()), grads=[p.grad for p in model.parameters()], trains=[p.requires_grad for p in model.parameters()],
         modes=[m.training for m in model.modules()], momenta=[getattr(m, 'momentum', None) for m in model.modules()], moments=moments,
         hypers=[dict(o) for o in opt.hypers] if opt else None, epochs=vars(learn.recorder).get('values'), random=random.getstate(), numpy=np.random.get_state(),
-        torch=torch.get_rng_state(), loaders=[o.rng.getstate() for o in learn.dls.loaders]))
+        torch=torch.get_rng_state(), loaders=[o.rng.getstate() for o in learn.dls.loaders if hasattr(o, 'rng')]))
 
 def same(a, b):
     "Compare two states, and name what differs"
