@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Pair', 'Change', 'Rewrite', 'slots', 'new_parameters', 'block_changes', 'make_changes', 'overflowing', 'with_cuts',
-           'sound_changes', 'place', 'replaced', 'follow_model', 'check_places', 'hand_on_freezing', 'restore_block',
-           'restore', 'checksum', 'Seen', 'look_at', 'no_hooks', 'keep_modes', 'copy_with']
+           'sound_changes', 'place', 'replaced', 'last_place', 'check_places', 'take_back', 'restore_block', 'restore',
+           'checksum', 'Seen', 'look_at', 'no_hooks', 'keep_modes', 'copy_with']
 
 # %% ../nbs/05d_changes.ipynb #0630b6ea
 from collections import OrderedDict
@@ -58,6 +58,11 @@ class Change:
         "Has something else taken its place?"
         now = self.now(model)
         return self.kind!='_buffers' and now is not self.old and now is not self.new
+
+    @property
+    def is_flipped(self) -> bool:
+        "Has the new parameter been frozen or unfrozen?"
+        return self.new.requires_grad!=self.trained
 
     @property
     def made(self) -> list[nn.Parameter]:
@@ -171,11 +176,11 @@ def replaced(model:nn.Module, changes:list[Change]) -> list[Pair]:
     "The parameters that `changes` have set aside"
     return [(c.old, c.new) for c in changes if c.kind=='_parameters' and c.old is not None and c.in_effect(model)]
 
-def follow_model(module:nn.Module, pairs:list[Pair]) -> None:
-    "Bring a module that was set aside to the device and dtype that the model has now, as far as `pairs` show"
-    moved = [(old, now) for old,now in pairs if (now.device,now.dtype)!=(old.device,old.dtype)]
+def last_place(pairs:list[Pair]) -> tuple|None: # None if it hasn't moved
+    "The device of the model, and its dtype if it has one, after it was moved or cast, as far as `pairs` show"
+    moved = [now for old,now in pairs if (now.device,now.dtype)!=(old.device,old.dtype)]
     dtypes = {now.dtype for _,now in pairs if now.is_floating_point()}
-    if moved: module.to(moved[-1][1].device, dtypes.pop() if len(dtypes)==1 else None) # not if only a part was cast
+    return (moved[-1].device, dtypes.pop() if len(dtypes)==1 else None) if moved else None # only a part may have been cast
 
 def check_places(model:nn.Module, changes:list[Change]) -> None:
     "An error if something else is in the place of what `changes` have put into a module that `model` still has"
@@ -186,15 +191,17 @@ def check_places(model:nn.Module, changes:list[Change]) -> None:
         if c.is_lost(model) and c.home in there: raise FoldError(f"'{c.owner or c.key}' has been changed since it was folded (its `{c.key}`): "
             "put back what was there, then unfold; next time, unfold first, then replace")
 
-def hand_on_freezing(changes:list[Change]) -> None:
-    "What was frozen or unfrozen while `changes` were in effect is so in what they have set aside"
-    flipped = [c for c in changes if c.kind=='_parameters' and c.new.requires_grad!=c.trained]
-    for c in changes:
+def take_back(model:nn.Module, c:Change, moved_to:tuple|None) -> None:
+    "Undo `c`: what was there before returns, on the device and in the dtype that the model has now, in its mode, and frozen or not as it is"
+    if c.kind=='_modules':
+        if moved_to: c.old.to(*moved_to)
+        if c.new.training!=c.old.training: c.old.train(c.new.training)
         flags = {a.new.requires_grad for a in c.absorbers}
-        if c.absorbers and all(a in flipped for a in c.absorbers) and len(flags)==1: c.old.requires_grad_(flags.pop())
-    for c in flipped:
-        if c.old is not None: c.old.requires_grad_(c.new.requires_grad)
-        c.trained = c.new.requires_grad
+        if c.absorbers and all(a.is_flipped for a in c.absorbers) and len(flags)==1: c.old.requires_grad_(flags.pop())
+    if c.kind=='_parameters' and c.old is not None:
+        c.old.data = c.old.data.to(c.new)
+        if c.is_flipped: c.old.requires_grad_(c.new.requires_grad)
+    c.put(model, c.old)
 
 def restore_block(model:nn.Module, changes:list[Change]) -> None: # changes: the last is of a forward
     "Take the last of `changes` back"
@@ -202,7 +209,7 @@ def restore_block(model:nn.Module, changes:list[Change]) -> None: # changes: the
     assert isinstance(c, Rewrite)
     if not c.in_effect(model): return
     merged = max((i for i,o in enumerate(changes[:-1]) if isinstance(o, Rewrite) and o.pairs), default=-1) # what was changed before has no place in `model` now
-    follow_model(c.old, c.pairs or replaced(model, changes[merged+1:]))
+    if moved_to := last_place(c.pairs or replaced(model, changes[merged+1:])): c.old.to(*moved_to)
     kept,now = set(c.get(model).modules()),c.get(model).training
     if now!=c.old.training:
         for m in c.old.modules():
@@ -217,17 +224,12 @@ def restore(model:nn.Module, changes:list[Change]) -> list[Change]: # Those whos
         if changes[at].is_lost(model): lost.append(changes[at])
         restore_block(model, changes[:at+1])
         return lost + restore(model, changes[:at])
-    lost,effective = [c for c in changes if c.is_lost(model)],[c for c in changes if c.in_effect(model)]
-    pairs = replaced(model, effective)
-    for c in effective:
-        if c.kind!='_modules': continue
-        follow_model(c.old, pairs)
-        if c.new.training!=c.old.training: c.old.train(c.new.training)
-    for old,now in pairs: old.data = old.data.to(now)
-    hand_on_freezing(effective)
-    for c in reversed(changes):
-        if c.in_effect(model): c.put(model, c.old) # buffers of a norm have no place before the norm has one
+    moved_to,lost = last_place(replaced(model, changes)),list[Change]()
+    for c in reversed(changes): # the last first: one place may have been changed several times, and a place may be inside of another
+        if c.is_lost(model): lost.append(c)
+        elif c.in_effect(model): take_back(model, c, moved_to)
     return lost
+
 
 # %% ../nbs/05d_changes.ipynb #e97ee73b
 _bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

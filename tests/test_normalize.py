@@ -175,6 +175,20 @@ def test_fold_that_fails(tmp_path):
     with pytest.raises(FoldError): learn.fold(normalize=True)
     assert same(values(learn), before[0]) and all(a is b for a,b in zip(learn.model.parameters(), before[1])) and not learn.is_folded
 
+def test_taken_back_by_links(tmp_path):
+    "The first layer takes in the normalization, then a norm: what it was follows the model to another dtype, and what was frozen stays so"
+    learn = learner(tmp_path)
+    trained = {n:p for n,p in learn.model.named_parameters()}
+    learn.fold(normalize=True)
+    assert len(learn.fold_report.folded)==4
+    learn.model.half()
+    for p in learn.model.parameters(): p.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        learn.unfold()
+    assert {n:p for n,p in learn.model.named_parameters()}==trained
+    assert not any(p.requires_grad or p.dtype!=torch.float16 for p in learn.model.parameters())
+
 def test_export_and_load(tmp_path):
     "the exported learner has it all, and nothing of fastfold; one exported before can be folded without data"
     learn = learner(tmp_path, patches)
