@@ -261,7 +261,9 @@ around |= dict(fit=fit, _call_one=_call_one)
 
 # %% ../nbs/09_learner.ipynb #c3a79233
 def agrees(orig:Callable, learn:Learner, event_name:str) -> Any:
-    if event_name in ('before_train', 'before_validate'): let_agree(folder_of(learn), learn.dl)
+    if event_name in ('before_train', 'before_validate'):
+        dl = learn.dl if hasattr(learn, 'dl') else learn.dls.train # events that are sent by hand may come before `dl` is set
+        let_agree(folder_of(learn), dl)
     return orig(learn, event_name)
 
 def agrees_on_results(orig:Callable, learn:Learner, ds_idx:int=1, dl:Any=None, *args, **kwargs) -> Any:

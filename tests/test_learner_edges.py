@@ -8,6 +8,7 @@ with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, ProgressCallback, load_learner, noop, set_seed)
 from fastfold.all import FoldCallback, FoldError
+from fastfold.learner import watch_data
 from tiny_learner import bits, label, learner, network, picture, same
 
 pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::DeprecationWarning', 'ignore:.*load_learner')
@@ -121,6 +122,7 @@ ways = dict(own_fit=(OwnFit, lambda l: l.fit(2)), other_fit=(OtherFit, lambda l:
 
 @pytest.mark.parametrize('name', ways)
 def test_training_without_fit(name, tmp_path):
+    watch_data() # as from the first fold with normalize=True on
     cls,train = ways[name]
     ends = []
     for cbs in [], [FoldCallback()]:
