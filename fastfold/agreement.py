@@ -33,7 +33,9 @@ def outputs(
     res:dict[Call,list[Tensor]] = {}
     def keep(name):
         calls = itertools.count()
-        return lambda m,i,o: res.update({(name, next(calls)): [t.detach().clone() for t in tensors_in(o)]})
+        def note(m, i, o): res[name, next(calls)] = [t.detach().clone() for t in tensors_in(o)]
+        note.looks_on = True # type: ignore[attr-defined]
+        return note
     hooks = [model.get_submodule(n).register_forward_hook(keep(n)) for n in names]
     try: run(model, *fresh(args, kwargs))
     finally:
