@@ -189,7 +189,7 @@ def test_interrupted(name, folded_before, tmp_path):
         if cbs: assert len(learn.fold().folded)==4 and learn.is_folded
         if cbs and want is not None: assert torch.allclose(learn.get_preds()[0], want, atol=1e-5)
         elif want is not None: learn.get_preds()
-        ends.append(state(learn) | dict(epochs=bits(epochs))) # the recorder has written down the loss of the folded model since, which may be rounded another way
+        ends.append(state(learn) | dict(epochs=bits(epochs))) # the recorder has seen the folded model since
     same(*ends)
 
 def test_nan(tmp_path):
