@@ -32,7 +32,7 @@ def held(model):
     before = Snapshot(model)
     boxes = [(id(o), [id(v) for v in content]) for o,content in before.full] + [(id(o), []) for o in before.empty if not o]
     tensors = {k:(id(t), t.detach().clone().numpy().tobytes()) for k,(t,_) in {**before.tensors, **before.params}.items()}
-    return sorted(boxes),tensors,[a.tobytes() for a,_ in before.arrays],[(id(c), id(v)) for c,v in before.cells]
+    return (len(bank), tally, stats.n, len(stats.keys)),sorted(boxes),tensors,[a.tobytes() for a,_ in before.arrays],[(id(c), id(v)) for c,v in before.cells]
 
 # ways of keeping something, each done to a model that the library has never seen
 def install(self, y):
@@ -51,6 +51,13 @@ def new_module(self, y): self.extra = nn.Linear(2, 2); self.parts.append(nn.Line
 def array(self, y): self.counts += 1; return y
 def generated(self, y): return y + torch.rand(1, generator=self.gen, dtype=y.dtype) + self.rng.random()
 def grow(self, y): self.default[len(self.default)]; return y
+def defaults(self, y, seen=[]): seen.append(y); return y # as in a cache of a function
+bank,tally,stats = [],0,None # what a script or a notebook has
+def of_script(self, y):
+    global tally
+    tally += 1
+    return remember(y)
+def remember(y): bank.append(y); stats.keys.append(y); stats.n += 1; return y
 
 class Cache:
     def __init__(self): self.keys,self.n = [],0
@@ -59,8 +66,18 @@ class Slotted:
     def __init__(self): self.keys,self.n = [],0
 class Shares(Net):
     shared,calls = {},0
+class Keeps(Net):
+    "With the methods that are given to others as functions above"
+    def forward(self, x): return of_script(self, super().forward(x))
+def memo():
+    class Memo(Net):
+        def forward(self, x, calls=[]):
+            calls.append(x.shape)
+            return super().forward(x)
+    return Memo()
 class Bank(list): "A list that tells how often it was written to"
 
+stats = Cache()
 class Counter:
     "A hook that is an object"
     def __init__(self): self.n,self.outs = 0,[]
@@ -82,7 +99,7 @@ keepers = dict(hooks=lambda: Net(install, ready=False), bank=lambda: Net(append,
     large_tensor=lambda: Net(update, average=torch.zeros(2**19, dtype=torch.float64)[:1].expand(1)), object=lambda: Net(in_object, cache=Cache()),
     slots=lambda: Net(in_object, cache=Slotted()), cls=lambda: Shares(of_class), modules=lambda: Net(new_module, parts=nn.ModuleList()),
     array=lambda: Net(array, counts=np.zeros(2)), generator=lambda: Net(generated, gen=torch.Generator(), rng=random.Random(0)),
-    default=lambda: Net(grow, default=defaultdict(list)), **{f'hook_{k}':functools.partial(with_hook, k) for k in ('object', 'method', 'partial', 'closure')})
+    default=lambda: Net(grow, default=defaultdict(list)), defaults=lambda: Net(defaults), script=lambda: Net(of_script), script_class=Keeps, memo=memo, **{f'hook_{k}':functools.partial(with_hook, k) for k in ('object', 'method', 'partial', 'closure')})
 
 def made(f):
     torch.manual_seed(1)
