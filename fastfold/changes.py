@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Pair', 'Change', 'Rewrite', 'slots', 'new_parameters', 'block_changes', 'make_changes', 'overflowing', 'with_cuts',
            'sound_changes', 'place', 'replaced', 'last_place', 'check_places', 'take_back', 'restore_block', 'restore',
-           'checksum', 'Seen', 'look_at', 'no_hooks', 'keep_modes', 'copy_with']
+           'put_back_in', 'follow_freezing', 'checksum', 'Seen', 'look_at', 'no_hooks', 'keep_modes', 'copy_with']
 
 # %% ../nbs/05d_changes.ipynb #0630b6ea
 from collections import OrderedDict
@@ -230,6 +230,17 @@ def restore(model:nn.Module, changes:list[Change]) -> list[Change]: # Those whos
         elif c.in_effect(model): take_back(model, c, moved_to)
     return lost
 
+def put_back_in(model:nn.Module, changes:list[Change]) -> None:
+    "Wherever `model` has what `changes` have brought to another one, put what was there before"
+    was = {id(c.new):c.old for c in changes if c.kind in ('_parameters','_modules')}
+    def before(o): return before(was[id(o)]) if id(o) in was else o
+    for m in list(model.modules()):
+        for held in m._parameters,m._modules: held.update({k:before(o) for k,o in held.items()})
+
+def follow_freezing(changes:list[Change]) -> None:
+    "Freeze and unfreeze what `changes` bring like what they set aside"
+    for c in changes:
+        if c.kind=='_parameters' and c.old is not None: c.trained = c.new.requires_grad_(c.old.requires_grad).requires_grad
 
 # %% ../nbs/05d_changes.ipynb #e97ee73b
 _bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -6,10 +6,12 @@
 __all__ = ['FoldCallback']
 
 # %% ../nbs/09_learner.ipynb #7585349c
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from copy import copy
 from functools import wraps
 from typing import Any, Callable, Iterator
-import errno, os, stat, uuid
+from weakref import WeakSet
+import errno, os, shutil, stat, uuid, warnings
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader as TorchLoader, IterableDataset
@@ -18,12 +20,12 @@ from fastai.callback.hook import Hook
 from .affine import FoldError
 from .bench import BenchResult, benchmark, without_norms
 from .distributed import is_shared, loaders_of, make_alike, plain_loader
-from .changes import Change, place
+from .changes import Change, follow_freezing, place, put_back_in
 from .flow import ExampleError
 from .folder import BN_Folder
 from .normalize import let_agree, NormalizeFolder
 from .report import FoldReport, headline, some_names
-from .state import kept
+from .state import generator_state, kept
 
 # %% ../nbs/09_learner.ipynb #9c1d3871
 def folder_of(learn:Learner) -> BN_Folder|None:
@@ -54,18 +56,35 @@ class Around:
         return self.own or getattr(type(self.learn), self.name).__get__(self.learn)
 
     def __call__(self, *args, **kwargs): return self.does(self.method(), self.learn, *args, **kwargs)
-    def __repr__(self) -> str: return f'{self.method()!r}, with fastfold around it'
-    def __getattr__(self, k:str) -> Any: # for `help` and `inspect.signature`
-        if k=='__wrapped__' and 'learn' in vars(self): return self.method()
-        raise AttributeError(k)
+    def __getattr__(self, k:str) -> Any:
+        "All else is as with the method itself"
+        if 'learn' not in vars(self) or k=='__signature__': raise AttributeError(k) # while it is unpickled; the signature of a function has `self`
+        return self.method() if k=='__wrapped__' else getattr(self.method(), k)
+
+def is_method(cls:type, name:str) -> bool:
+    "Is `cls.name` called with the learner first?"
+    return inspect.isfunction(inspect.getattr_static(cls, name))
 
 def look_after(learn:Learner) -> None:
     "From now on, methods of `learn` that need the model as it was trained get it"
     named = {k:v for k,v in around.items() if hasattr(type(learn), k)}
     for k in dir(type(learn)):
-        if k.partition('_')[0] in ('save','load') and callable(getattr(type(learn), k)): named[k] = around_save if k.startswith('save') else around_load
+        if k.partition('_')[0] in ('save','load') and is_method(type(learn), k): named[k] = around_save if k.startswith('save') else around_load
     for k,does in named.items():
         if not isinstance(vars(learn).get(k), Around): vars(learn)[k] = Around(learn, k, does)
+    take_over(learn)
+
+def take_over(learn:Learner) -> None:
+    "If the model of `learn` has parts that another learner has folded, or that were folded in the model it had before, unfold them wherever they are"
+    model,mine = get_model(learn.model),folder_of(learn)
+    parts = {id(o) for m in model.modules() for o in (m, *m._parameters.values())}
+    for f in list(_folders):
+        if f is mine and f.model is model or not any(id(c.new) in parts for c in f.changes): continue
+        changes = f.changes
+        f.unfold()
+        put_back_in(model, changes)
+
+_folders:WeakSet = WeakSet() # All that learners were folded with
 
 around:dict[str,Callable] = {} # Name of a method -> what is done around it
 
@@ -81,6 +100,7 @@ def unfolded(learn:Learner) -> Iterator[None]:
     finally:
         folder.changes,folder.seen = changes,seen
         place(model, changes)
+        follow_freezing(changes)
 
 # %% ../nbs/09_learner.ipynb #089811b2
 def changed_weights(learn:Learner) -> str: # '' if there is nothing to say
@@ -90,29 +110,36 @@ def changed_weights(learn:Learner) -> str: # '' if there is nothing to say
     return f"the weights of {some_names(folder.overwritten)} have been changed while the model was folded (trained, averaged or loaded by hand?)"
 
 # %% ../nbs/09_learner.ipynb #184c1704
-def create_opt(orig:Callable, learn:Learner, *args, **kwargs) -> Any:
+def around_opt(orig:Callable, learn:Learner, /, *args, **kwargs) -> Any:
     with unfolded(learn): return orig(*args, **kwargs)
 
-def around_save(orig:Callable, learn:Learner, *args, **kwargs) -> Any:
+def around_save(orig:Callable, learn:Learner, /, *args, **kwargs) -> Any:
     if changed := changed_weights(learn): warn(f"{changed}. What is saved are the weights as they were trained before, without these changes")
     with unfolded(learn): return orig(*args, **kwargs)
 
-def around_load(orig:Callable, learn:Learner, *args, **kwargs) -> Any:
-    with unfolded(learn): res = orig(*args, **kwargs)
-    if learn.is_folded: fold_with(learn.unfold(), *learn._fold)
-    return res
+def around_load(orig:Callable, learn:Learner, /, *args, **kwargs) -> Any:
+    if not learn.is_folded: return orig(*args, **kwargs)
+    folder_of(learn).seen = [] # type: ignore[union-attr] # what was changed gives way to what is loaded
+    learn.unfold()
+    try: return orig(*args, **kwargs)
+    finally: fold_again(learn) # a load that fails may have got halfway
 
-around |= dict(create_opt=create_opt)
+def fold_again(learn:Learner) -> None:
+    "Fold as before, if the weights allow that; the learner is whole in any case"
+    try: fold_with(learn, *learn._fold) # type: ignore[attr-defined]
+    except FoldError as e: warn(f"the model isn't folded any more: {e}")
+
+around |= dict(create_opt=around_opt, freeze_to=around_opt)
 
 # %% ../nbs/09_learner.ipynb #77c38c01
 @contextmanager
 def rng_kept(dl:Any) -> Iterator[None]:
-    "The generator that a loader of PyTorch may have been given is afterwards as it was"
-    gens = {id(g):g for o in (dl, getattr(dl, 'sampler', None)) if isinstance(g := getattr(o, 'generator', None), torch.Generator)}
-    states = [(g, g.get_state()) for g in gens.values()]
+    "Generators of random numbers that a loader, its samplers and its dataset hold are afterwards as they were"
+    parts = [dl, *(getattr(dl, k, None) for k in ('sampler','batch_sampler','dataset')), getattr(getattr(dl, 'batch_sampler', None), 'sampler', None)]
+    states = [state for o in parts for v in getattr(o, '__dict__', {}).values() if (state := generator_state(v))]
     try: yield
     finally:
-        for g,state in states: g.set_state(state)
+        for set_state,state in states: set_state(state)
 
 # %% ../nbs/09_learner.ipynb #0c56f65d
 def model_device(learn:Learner) -> torch.device:
@@ -120,15 +147,30 @@ def model_device(learn:Learner) -> torch.device:
     p = next(get_model(learn.model).parameters(), None)
     return torch.device('cpu') if p is None else p.device
 
-def inputs(learn:Learner, b:Any) -> tuple:
-    "What the model takes of batch `b`, on its device"
+def is_of_users(f:Callable) -> bool:
+    "Was `f` written neither in fastai nor here?"
+    return (getattr(f, '__module__', None) or '').partition('.')[0] not in ('fastai', 'fastfold')
+
+def inputs(learn:Learner, b:Any, training:bool=False) -> tuple:
+    "What the model takes of batch `b`, on its device, after what callbacks of the user's own do to a batch"
     b = tuple(b) if isinstance(b, (tuple,list)) else (b,)
     n = getattr(learn.dls, 'n_inp', 1 if len(b)==1 else len(b)-1) # as `Learner` does
-    return to_device(b[:n], model_device(learn))
+    b = to_device(b, model_device(learn))
+    cbs = [copy(o) for o in learn.cbs.sorted('order') if hasattr(o, 'before_batch') and is_of_users(o.before_batch)] # copies: some count
+    if not cbs: return b[:n]
+    held = dict(vars(learn))
+    learn.xb,learn.yb,learn.training = b[:n],b[n:],training
+    try:
+        for o in cbs: o('before_batch')
+        return tuple(learn.xb)
+    finally:
+        for k in ('xb', 'yb', 'training'): vars(learn).pop(k)
+        vars(learn).update({k:held[k] for k in ('xb', 'yb', 'training') if k in held})
 
 def some_items(xb:tuple, n:int=2) -> tuple:
-    "The first `n` items of a batch"
-    return tuple(x[:n].detach().clone() if isinstance(x, Tensor) and x.ndim else x for x in xb)
+    "The first `n` items of a batch; all of it where inputs differ in their first axis, which is that of nodes or edges then"
+    sizes = {len(x) for x in xb if isinstance(x, Tensor) and x.ndim}
+    return tuple(x[:n if len(sizes)==1 else None].detach().clone() if isinstance(x, Tensor) and x.ndim else x for x in xb)
 
 def has_items(dl:Any) -> bool:
     "Can `dl` give a batch without losing it?"
@@ -141,14 +183,14 @@ def first_batch(dl:Any, n:int=2) -> Any:
     if isinstance(dl, DataLoader): return dl.new(bs=n, shuffle=False, drop_last=False, num_workers=0).one_batch()
     if isinstance(dl, TorchLoader) and not isinstance(dl.dataset, IterableDataset) and dl.batch_size is not None:
         return dl.collate_fn([dl.dataset[i] for i in range(min(n, len(dl.dataset)))]) # type: ignore[arg-type]
-    with rng_kept(dl): return next(iter(dl))
+    return next(iter(dl))
 
 def example_batch(learn:Learner) -> tuple: # Positional inputs of the model; empty if there are no data
     "The inputs of two items, at no cost to the random state"
     try:
         with no_random(reproducible=False):
             dl = next((o for o in map(plain_loader, reversed(loaders_of(learn.dls))) if has_items(o)), None)
-            return () if dl is None else some_items(inputs(learn, first_batch(dl)))
+            with rng_kept(dl): return () if dl is None else some_items(inputs(learn, first_batch(dl)))
     except Exception as e: raise FoldError(
         f"no example batch could be had from `learn.dls` ({type(e).__name__}: {e}): give one, as in learn.fold(xb)") from e
 
@@ -165,7 +207,7 @@ def training_batches(learn:Learner, n:int) -> Iterator[tuple]:
     except TypeError: is_empty = False # it doesn't know how many there are
     if is_empty: raise FoldError("there are no training data to take statistics from (a loaded learner?): leave out `refresh_bn`")
     with no_random(reproducible=False), rng_kept(dl):
-        for b in itertools.islice(dl.new() if isinstance(dl, DataLoader) else dl, n): yield (inputs(learn, b),)
+        for b in itertools.islice(dl.new() if isinstance(dl, DataLoader) else dl, n): yield (inputs(learn, b, training=True),)
 
 def refreshed(learn:Learner, n:int) -> list[Change]: # What has to change in the model; nothing is changed yet
     "The running statistics of the model, taken anew from `n` batches"
@@ -185,6 +227,7 @@ def fold_with(learn:Learner, folder:BN_Folder, xb:tuple, refresh_bn:int) -> Fold
         folder.belong_to(learn.dls)
     stats = refreshed(learn, refresh_bn)
     xb_now = xb or example_batch(learn)
+    _folders.add(folder)
     learn._fold = folder,xb,refresh_bn # type: ignore[attr-defined] # first, so that `unfold` can take back what an interrupt leaves
     try:
         folder._keep(model, stats)
@@ -241,9 +284,20 @@ def start_training(learn:Learner) -> None:
     if changed := changed_weights(learn): raise FoldError(f"{changed}, "
         "and training on starts from the weights as they were before the fold, without these changes. "
         "To train on without them, call learn.unfold() first. To train the folded model itself: learn.model,learn.opt = deepcopy(learn.model),None")
+    if holds_folded(learn): raise FoldError(
+        "`learn.opt` was made while the model was folded, and holds weights that the model doesn't have when it is trained: "
+        "set learn.opt=None, and the training makes a new one; next time, call learn.unfold() before you make it")
+    take_over(learn)
     learn.unfold()
 
-def fit(orig:Callable, learn:Learner, *args, **kwargs) -> Any:
+def holds_folded(learn:Learner) -> bool:
+    "Does the optimizer hold what only the folded model has?"
+    changes = folder_of(learn).changes if learn.is_folded else [] # type: ignore[union-attr]
+    held = {id(p) for ps in getattr(learn.opt, 'param_lists', ()) for p in ps}
+    trained = {id(p) for c in changes if c.kind=='_modules' for p in c.old.parameters()}
+    return any(id(p) in held-trained for c in changes for p in c.made)
+
+def fit(orig:Callable, learn:Learner, /, *args, **kwargs) -> Any:
     was_folded = learn.is_folded
     start_training(learn)
     learn._has_trained = False # type: ignore[attr-defined]
@@ -251,24 +305,26 @@ def fit(orig:Callable, learn:Learner, *args, **kwargs) -> Any:
     if was_folded and not learn._has_trained and not learn.is_folded: fold_with(learn, *learn._fold) # type: ignore[attr-defined]
     return res
 
-def _call_one(orig:Callable, learn:Learner, event_name:str) -> Any:
+def _call_one(orig:Callable, learn:Learner, /, event_name:str, *args, **kwargs) -> Any:
     if event_name=='before_train' or event_name=='before_batch' and learn.training:
         start_training(learn)
         learn._has_trained = not hasattr(learn, 'lr_finder') # type: ignore[attr-defined]
-    return orig(event_name)
+    return orig(event_name, *args, **kwargs)
 
 around |= dict(fit=fit, _call_one=_call_one)
 
 # %% ../nbs/09_learner.ipynb #c3a79233
-def agrees(orig:Callable, learn:Learner, event_name:str) -> Any:
+def agrees(orig:Callable, learn:Learner, /, event_name:str, *args, **kwargs) -> Any:
     if event_name in ('before_train', 'before_validate'):
         dl = learn.dl if hasattr(learn, 'dl') else learn.dls.train # events that are sent by hand may come before `dl` is set
         let_agree(folder_of(learn), dl)
-    return orig(learn, event_name)
+    return orig(learn, event_name, *args, **kwargs)
 
-def agrees_on_results(orig:Callable, learn:Learner, ds_idx:int=1, dl:Any=None, *args, **kwargs) -> Any:
-    let_agree(folder_of(learn), learn.dls[ds_idx] if dl is None else dl)
-    return orig(learn, ds_idx, dl, *args, **kwargs)
+def agrees_on_results(orig:Callable, learn:Learner, /, *args, **kwargs) -> Any:
+    given = inspect.signature(orig).bind(learn, *args, **kwargs).arguments
+    dl = given.get('dl')
+    let_agree(folder_of(learn), learn.dls[given.get('ds_idx', 1)] if dl is None else dl)
+    return orig(learn, *args, **kwargs)
 
 def watch_data() -> None:
     "From now on, no learner runs on data whose normalization is in the model of another one"
@@ -297,12 +353,12 @@ def has_norms(report:FoldReport) -> bool:
 # %% ../nbs/09_learner.ipynb #fe554955
 class FoldCallback(Callback):
     "Fold the model when training ends; it unfolds by itself when training goes on"
-    order,name,_only_train_loop = 100,'fold_callback',True
+    order,name,run_valid,_only_train_loop = 100,'fold_callback',False,True
     @delegates(Learner.fold) # type: ignore[attr-defined]
     def __init__(self, **kwargs):
         folder_with(**kwargs) # one that is wrong must not wait for the end of the training
         self.fold_options,self.fold_xb,self.has_trained = kwargs,(),False
-        self.fold_others:dict[Any,tuple] = {} # Shapes of the items -> two items of the last batch with those
+        self.fold_others:dict[tuple,tuple] = {} # Shapes of the items -> two items of the last batch with those
 
     @property
     def learn(self) -> Any: return vars(self).get('_learn') # type: ignore[override]
@@ -311,14 +367,17 @@ class FoldCallback(Callback):
         vars(self)['_learn'] = learn
         if isinstance(learn, Learner): look_after(learn)
 
-    def before_fit(self): self.has_trained = False
+    def before_fit(self): self.has_trained,self.fold_xb,self.fold_others = False,(),{}
     def before_train(self): self.has_trained = True
 
     def before_batch(self):
         "Remember two items, so that no data have to be fetched later: of the last batch of each kind, since a GAN alternates between two models"
-        sizes = [len(x) for x in self.xb if isinstance(x, Tensor) and x.ndim]
-        if not self.fold_xb or max(sizes, default=0)>1: self.fold_xb = some_items(self.xb)
-        self.fold_others[tuple(tuple(x.shape[1:]) for x in self.fold_xb if isinstance(x, Tensor))] = self.fold_xb
+        try: xb = some_items(self.xb)
+        except Exception: return # nothing that a training takes may fail here; the loaders are asked then
+        if self.fold_xb and max((len(x) for x in xb if isinstance(x, Tensor) and x.ndim), default=0)<2: return # the last batch may be of one
+        kind = tuple(tuple(x.shape[1:]) for x in xb if isinstance(x, Tensor))
+        others = [(k, o) for k,o in self.fold_others.items() if k!=kind]
+        self.fold_xb,self.fold_others = xb,dict([*others[-3:], (kind, xb)]) # pictures may be of a thousand sizes
 
     def fold_with_any(self, xbs:list[tuple]) -> None:
         "Fold with the first of `xbs` that the model takes"
@@ -333,7 +392,7 @@ class FoldCallback(Callback):
         error = ''
         try: self.fold_with_any([self.fold_xb, *[o for o in self.fold_others.values() if o is not self.fold_xb]])
         except Exception as e: error = str(e) or type(e).__name__
-        self.fold_others.clear()
+        self.fold_others = {}
         if is_shared(self.learn):
             error = make_alike(folder_of(self.learn), error)
             if rank_distrib(): return
@@ -356,22 +415,21 @@ def hooks_emptied(model:nn.Module) -> Iterator[None]:
 def only_for_inference(learn:Learner) -> Iterator[None]:
     "For a moment, `learn` without optimizer and without anything of fastfold"
     before = dict(vars(learn))
-    mine = [k for k,v in before.items() if isinstance(v, (Around,FoldCallback))]
-    for k in ('_fold', '_has_trained', *mine): vars(learn).pop(k, None)
+    mine = [k for k,v in before.items() if isinstance(v, (Around,FoldCallback)) or k in ('_fold', '_has_trained')]
+    for k in mine: vars(learn).pop(k)
     vars(learn).update({k:v.own for k,v in before.items() if isinstance(v, Around) and v.own})
     learn.opt,learn.cbs = None,L(o for o in learn.cbs if not isinstance(o, FoldCallback))
     if isinstance(learn.opt_func, OptimWrapper): learn.opt_func = Adam # type: ignore[attr-defined] # an optimizer already built holds the parameters as they were trained
     try:
         with hooks_emptied(get_model(learn.model)): yield
-    finally:
-        vars(learn).clear()
-        vars(learn).update(before)
+    finally: vars(learn).update({k:before[k] for k in (*mine, 'opt', 'cbs', 'opt_func', 'dls') if k in before})
 
 # %% ../nbs/09_learner.ipynb #dfba18ba
 def is_replaceable(path:Path) -> bool:
-    "Is there nothing at `path`, or an ordinary file?"
-    try: return stat.S_ISREG(os.stat(path).st_mode)
+    "Is there nothing at `path`, or an ordinary file of one name?"
+    try: there = os.stat(path)
     except FileNotFoundError: return True
+    return stat.S_ISREG(there.st_mode) and there.st_nlink==1
 
 def disk_error(e:Exception, path:Path) -> OSError|None: # None if it is something else
     "What `e` says about writing to `path`, in words; PyTorch itself doesn't say that a disk is full"
@@ -385,21 +443,33 @@ def disk_error(e:Exception, path:Path) -> OSError|None: # None if it is somethin
 def replacing(path:Path) -> Iterator[Path]: # Where to write
     "Whatever is written takes the place of the file at `path` when it is whole"
     path = Path(os.path.realpath(path))
-    part = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.part')
+    part = path.with_name(f'.{uuid.uuid4().hex[:8]}.part')
     try:
         yield part
-        if part.exists(): os.replace(part, path)
+        if path.exists(): shutil.copymode(path, part)
+        os.replace(part, path)
     except Exception as e:
         if error := disk_error(e, path): raise error from e
         raise
     finally: part.unlink(missing_ok=True)
 
-def export(orig:Callable, learn:Learner, fname:Any='export.pkl', *args, **kwargs) -> Any:
+_export = Learner.export # type: ignore[attr-defined]
+
+def export(orig:Callable, learn:Learner, /, *args, **kwargs) -> Any:
     if rank_distrib(): return None # only the first of several processes writes
-    path = learn.path/fname
-    with only_for_inference(learn):
-        if not is_replaceable(path): return orig(fname, *args, **kwargs)
-        with replacing(path) as part: return orig(part, *args, **kwargs)
+    if getattr(orig, '__func__', None) is not _export or _export.__module__!='fastai.learner': # what others do, and where they write, is theirs
+        with only_for_inference(learn): return orig(*args, **kwargs)
+    given = inspect.signature(orig).bind(*args, **kwargs)
+    given.apply_defaults()
+    write(learn, learn.path/given.arguments.pop('fname'), **given.arguments)
+
+def write(learn:Learner, path:Path, **kwargs) -> None: # kwargs: of `torch.save`
+    "What fastai's `export` does, less the new optimizer that it makes at the end, for which there is no model now"
+    learn._end_cleanup()
+    with only_for_inference(learn), replacing(path) if is_replaceable(path) else nullcontext(path) as file, warnings.catch_warnings():
+        warnings.simplefilter('ignore') # PyTorch says that it can't check the model
+        learn.dls = learn.dls.new_empty()
+        torch.save(learn, file, **kwargs)
 
 around |= dict(export=export)
 

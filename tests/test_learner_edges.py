@@ -1,12 +1,13 @@
 """Learners of every kind, trained, saved and changed in ways that `Learner.fit` doesn't see: as without fastfold, bit for bit,
 or an error that says what to do"""
-import copy, inspect, os, pickle, subprocess, sys, warnings
-import cloudpickle, pytest, torch
+import contextlib, copy, functools, inspect, os, pickle, subprocess, sys, warnings
+import cloudpickle, numpy as np, pytest, torch
 from torch import nn
 from torch.utils.data import DataLoader as TorchLoader, TensorDataset
 with warnings.catch_warnings():
     warnings.simplefilter('ignore')
-    from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, ProgressCallback, load_learner, noop, set_seed)
+    from fastai.vision.all import (Adam, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, LinBnDrop, OptimWrapper, ProgressCallback,
+        load_learner, noop, set_seed)
 from fastfold.all import FoldCallback, FoldError
 from fastfold.learner import watch_data
 from tiny_learner import bits, label, learner, network, picture, same
@@ -276,6 +277,107 @@ def test_export_to_a_full_disk(error, tmp_path, monkeypatch):
     assert (tmp_path/'export.pkl').read_bytes()==old and [o.name for o in tmp_path.iterdir()]==['export.pkl']
     assert learn.is_folded and len(learn.dls.train_ds)==32
 
+class Names(Learner):
+    def export(self, fname=None):
+        super().export(fname or 'mine.pkl')
+        self.exported = fname
+        return self.path/'mine.pkl'
+class Ends(Learner):
+    def export(self, file): super().export(f'{file}.pkl')
+
+def test_export_of_its_own(tmp_path):
+    learn = learner(tmp_path, FoldCallback())
+    learn.fit(1)
+    learn.__class__ = Names
+    assert learn.export()==tmp_path/'mine.pkl' and learn.exported is None and learn.is_folded and learn.opt
+    learn.__class__ = Ends
+    learn.export(file='a')
+    assert {o.name for o in tmp_path.iterdir()}=={'mine.pkl', 'a.pkl'} and len(learn.dls.train_ds)==32
+    for o in tmp_path.iterdir(): assert b'fastfold' not in pickled(o) and not n_norms(load_learner(o).model)
+
+def test_export_keeps_permissions(tmp_path):
+    learn = learner(tmp_path, FoldCallback())
+    learn.fit(1)
+    learn.export()
+    (tmp_path/'export.pkl').chmod(0o600)
+    learn.export()
+    assert (tmp_path/'export.pkl').stat().st_mode&0o777==0o600
+    os.link(tmp_path/'export.pkl', tmp_path/'same.pkl')
+    learn.export('a'*250)
+    learn.export()
+    assert (tmp_path/'export.pkl').stat().st_nlink==2
+
+def norms_apart(model): return [[p for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) for p in m.parameters()],
+    [p for m in model.modules() if isinstance(m, (nn.Conv2d,nn.Linear)) for p in m.parameters()]]
+def norms_only(params, **kwargs):
+    assert len(params)==2 and all(params)
+    return Adam(params, **kwargs)
+
+def test_export_with_norms_in_a_group_of_their_own(tmp_path):
+    learn = learner(tmp_path, FoldCallback())
+    learn.splitter,learn.opt_func = norms_apart,norms_only
+    learn.fit(1)
+    learn.export()
+    assert learn.is_folded and learn.opt and not n_norms(load_learner(tmp_path/'export.pkl').model)
+
+# methods
+class Others(Learner):
+    @staticmethod
+    def load_config(f): return f
+    def save_copy(self, learn, orig): return learn,orig
+    def _call_one(self, event_name, quiet=True): return super()._call_one(event_name)
+
+def test_methods_are_as_before(tmp_path):
+    learn = learner(tmp_path)
+    learn.__class__ = Others
+    learn.fold()
+    assert learn.load_config(1)==1 and learn.save_copy(learn=1, orig=2)==(1,2)
+    learn._call_one('before_fit', quiet=False)
+    for k in '__name__','__self__','__func__','__qualname__': assert getattr(learn.fit, k)==getattr(Learner.fit.__get__(learn), k)
+    learn.fit = functools.wraps(learn.fit)(lambda *args, f=learn.fit, **kwargs: f(*args, **kwargs))
+    learn.fit(1)
+    assert not learn.is_folded
+
+def test_batches_of_many_sizes(tmp_path):
+    "aren't all remembered, nor those of predictions; batches that can't be cut don't stop a training"
+    sizes = [(torch.randn(2, 3, 8+2*i, 8), torch.tensor([0,1])) for i in range(20)]
+    seen = []
+    model = nn.Sequential(nn.Conv2d(3,4,3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,2))
+    learn = Learner(DataLoaders(sizes, sizes), model, loss_func=CrossEntropyLossFlat(), path=tmp_path,
+        cbs=[FoldCallback(), Callback(after_batch=lambda cb: seen.append(len(cb.learn.fold_callback.fold_others)))])
+    learn.logger = noop
+    learn.remove_cbs([ProgressCallback])
+    learn.fit(1)
+    assert max(seen)==4 and learn.is_folded
+    learn.get_preds(dl=sizes)
+    assert not learn.fold_callback.fold_others
+    ragged = [(torch.nested.nested_tensor([torch.randn(i+1,6) for i in range(4)]), torch.tensor([0,1,0,1]))]*3
+    class Padded(nn.Module):
+        def __init__(self): super().__init__(); self.layers = nn.Sequential(nn.Linear(6,4), nn.Linear(4,2))
+        def forward(self, x): return self.layers(x.to_padded_tensor(0.)).mean(1)
+    learn = Learner(DataLoaders(ragged, ragged), Padded(), loss_func=CrossEntropyLossFlat(), path=tmp_path, cbs=FoldCallback())
+    learn.logger = noop
+    with pytest.warns(UserWarning, match='is trained, but was not folded'): learn.remove_cbs([ProgressCallback]).fit(1)
+
+class Noisy(torch.utils.data.Dataset):
+    "With random numbers of its own"
+    def __init__(self): self.rng = np.random.default_rng(0)
+    def __len__(self): return 32
+    def __getitem__(self, i): return xs[i]+self.rng.random(dtype=np.float32),ys[i]
+
+def test_generators_of_datasets(tmp_path):
+    ends = []
+    for options in None,{},dict(refresh_bn=2):
+        gen,ds = torch.Generator().manual_seed(1),Noisy()
+        sampler = torch.utils.data.BatchSampler(torch.utils.data.RandomSampler(range(32), generator=gen), 8, False)
+        learn = with_loaders(tmp_path, lambda: TorchLoader(ds, batch_sampler=sampler))
+        learn.fit(1)
+        if options is not None: learn.fold(**options)
+        learn.fit(1)
+        ends.append(trained_state(learn))
+    same(ends[0], ends[1])
+    same(ends[0], ends[2])
+
 # changed while folded
 def step(learn):
     opt = torch.optim.SGD(learn.model.parameters(), lr=.1)
@@ -311,6 +413,96 @@ def test_frozen_while_folded(tmp_path):
     learn.model.requires_grad_(False)
     learn.unfold()
     assert not any(p.requires_grad for p in learn.model.parameters())
+
+def test_frozen_by_the_learner_and_by_hand(tmp_path):
+    "whoever was the last to say so, while the model was folded"
+    learn = learner(tmp_path, FoldCallback())
+    learn.fit(1)
+    learn.model.requires_grad_(False)
+    learn.unfreeze()
+    learn.fit(1) # trains
+    assert all(p.requires_grad for p in learn.unfold().model.parameters())
+    learn.fold()
+    learn.freeze_to(1)
+    learn.model.requires_grad_(True)
+    assert all(p.requires_grad for p in learn.unfold().model.parameters())
+
+def test_optimizer_of_the_folded_model(tmp_path):
+    "would train nothing"
+    learn = learner(tmp_path, FoldCallback())
+    learn.fit(1)
+    learn.opt = OptimWrapper(opt=torch.optim.SGD(learn.model.parameters(), lr=.1))
+    for _ in range(2):
+        with pytest.raises(FoldError, match='learn.opt=None'): learn.fit(1)
+        assert learn.is_folded
+    learn.opt = None
+    learn.fit(1)
+    learn.unfold().opt = OptimWrapper(opt=torch.optim.SGD(learn.model.parameters(), lr=.1))
+    before = bits(dict(learn.model.state_dict()))
+    learn.fit(1)
+    assert bits(dict(learn.unfold().model.state_dict()))!=before
+
+def n_norms(model): return sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+def flat(): return nn.Sequential(nn.Conv2d(3,8,3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288,2), nn.BatchNorm1d(2))
+
+@pytest.mark.parametrize('model', [network, flat])
+def test_model_of_another_learner(model, tmp_path):
+    "is trained with its norms; so is one with the same body and a new head"
+    ends = []
+    for cbs in [], [FoldCallback()]:
+        torch.manual_seed(1)
+        learn = learner(tmp_path, *cbs, model=model())
+        learn.fit(1)
+        learn = learner(tmp_path, *cbs, model=learn.model)
+        assert n_norms(learn.model)==(4 if model is network else 2)
+        learn.fit(1)
+        learn.model,learn.opt = nn.Sequential(*learn.model[:4], nn.Linear(32 if model is network else 288, 2)),None
+        torch.manual_seed(0)
+        nn.init.normal_(learn.model[-1].weight)
+        nn.init.zeros_(learn.model[-1].bias)
+        learn.fit(1)
+        if cbs: assert len(learn.fold_report.folded)==(2 if model is network else 1)
+        learn.unfold()
+        ends.append(bits(dict(learn.model.state_dict())))
+    same(*ends)
+
+class Halve(Callback):
+    "What the model gets is not what the loader gives"
+    order,n = 5,0
+    def before_batch(self):
+        self.n += 1
+        self.learn.xb = tuple(100+x/50 for x in self.xb)
+
+@pytest.mark.parametrize('fold', [lambda l: l.fold(refresh_bn=4), lambda l: l.fold(), lambda l: None])
+def test_batches_changed_by_callbacks(fold, tmp_path):
+    "are those that statistics are taken from"
+    learn = learner(tmp_path, Halve(), FoldCallback(refresh_bn=4))
+    learn.fit(2)
+    n = learn.halve.n
+    want = learn.unfold().validate()[0]
+    fold(learn)
+    assert learn.halve.n==n+2 and abs(learn.validate()[0]-want)<.3*want
+
+def test_load_that_fails(tmp_path):
+    "leaves what it would leave without folding; what can't be folded is loaded all the same"
+    ends = []
+    other = learner(tmp_path, model=nn.Sequential(*network()[:5], LinBnDrop(8,3,p=.5)))
+    other.save('other', with_opt=False)
+    spoilt = learner(tmp_path)
+    spoilt.model[0][1].running_mean.fill_(float('nan'))
+    spoilt.save('nan', with_opt=False)
+    for cbs in [], [FoldCallback()]:
+        learn = learner(tmp_path, *cbs)
+        learn.fit(1)
+        with pytest.raises(RuntimeError, match='size mismatch'): learn.load('other', with_opt=False)
+        want = learn.validate()[0]
+        assert abs(learn.unfold().validate()[0]-want)<1e-5
+        ends.append(trained_state(learn))
+        learn.fold()
+        with pytest.warns(UserWarning, match="isn't folded any more") if cbs else contextlib.nullcontext(): learn.load('nan') if cbs else None
+        assert not learn.is_folded or not cbs
+    same(*ends)
 
 def test_replaced_while_folded(tmp_path):
     learn = learner(tmp_path, FoldCallback())

@@ -99,7 +99,8 @@ keepers = dict(hooks=lambda: Net(install, ready=False), bank=lambda: Net(append,
     large_tensor=lambda: Net(update, average=torch.zeros(2**19, dtype=torch.float64)[:1].expand(1)), object=lambda: Net(in_object, cache=Cache()),
     slots=lambda: Net(in_object, cache=Slotted()), cls=lambda: Shares(of_class), modules=lambda: Net(new_module, parts=nn.ModuleList()),
     array=lambda: Net(array, counts=np.zeros(2)), generator=lambda: Net(generated, gen=torch.Generator(), rng=random.Random(0)),
-    default=lambda: Net(grow, default=defaultdict(list)), defaults=lambda: Net(defaults), script=lambda: Net(of_script), script_class=Keeps, memo=memo, **{f'hook_{k}':functools.partial(with_hook, k) for k in ('object', 'method', 'partial', 'closure')})
+    default=lambda: Net(grow, default=defaultdict(list)), defaults=lambda: Net(defaults), script=lambda: Net(of_script), script_class=Keeps, memo=memo,
+    **{f'hook_{k}':functools.partial(with_hook, k) for k in ('object', 'method', 'partial', 'closure')})
 
 def made(f):
     torch.manual_seed(1)
