@@ -9,6 +9,7 @@ __all__ = ['Value', 'Op', 'Pass', 'Flow', 'storage_of', 'func_name', 'own_tensor
 # %% ../nbs/01_flow.ipynb #d97474c8
 from collections import defaultdict
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Callable, Iterable, Iterator
@@ -21,7 +22,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 from fastcore.basics import noop, patch
 from .affine import FoldError
 from .state import guarded, tensors_in, written
@@ -87,7 +88,7 @@ class Flow:
     params:dict[str,Value]=field(default_factory=dict) # Parameters and buffers by name, shared ones under each
     calls:dict[nn.Module,list[Op]]=field(default_factory=dict) # The calls of each module taken as a whole
     changed:set[nn.Module]=field(default_factory=set) # Modules that were given an attribute meanwhile
-    captured:list[nn.Module]=field(default_factory=list) # Modules that a function in the model holds on to
+    elsewhere:set[nn.Module]=field(default_factory=set) # Modules that are held by something else than their parent: a list, a function
     hooked:set[nn.Module]=field(default_factory=set) # Modules that had a hook when they were called
     asked:set[str]=field(default_factory=set) # Names of the modules that asked for numbers of tensors: sizes, or what is in them
 
@@ -339,8 +340,13 @@ def each_tensor(f:Callable[[Tensor],Tensor], trees:Any) -> Any:
     return tree_map_only(Tensor, cache(f), trees)
 
 def fresh(*trees:Any) -> Any:
-    "`trees` with copies of their tensors: a model may write into its input"
-    return each_tensor(lambda t: t.detach().clone(), trees)
+    "Copies of `trees`, of the tensors in them and of objects of any kind: a model may write into its input"
+    memo = {id(t):t.detach().clone() for t in tensors_in(*trees)}
+    def copied(o):
+        if isinstance(o, nn.Module): return o
+        try: return deepcopy(o, memo)
+        except Exception: return o # what can't be copied has to be taken as it is
+    return tree_map(copied, trees)
 
 def in_float64(trees:Any) -> Any:
     "`trees` with their tensors of floating point numbers in float64"
@@ -366,7 +372,7 @@ def follow(self:Recorder,
     args,kwargs = fresh(done.args, done.kwargs)
     if any(type(o) in (int,float) for o in tree_flatten((args, kwargs))[0]): self.flow.asked.update(self.flow.names.values()) # they may go anywhere
     with guarded(self.model) as before:
-        self.flow.captured = before.captured
+        self.flow.elsewhere = before.elsewhere
         if not self.is_warm: self.warm_up(module, done)
         hooked = self.hooked_now()
         with modules_watched(), _Dispatched(self), _Functions(self): done.result = module(*args, **kwargs)

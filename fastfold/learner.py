@@ -79,7 +79,7 @@ def take_over(learn:Learner) -> None:
     model,mine = get_model(learn.model),folder_of(learn)
     parts = {id(o) for m in model.modules() for o in (m, *m._parameters.values())}
     for f in list(_folders):
-        if f is mine and f.model is model or not any(id(c.new) in parts for c in f.changes): continue
+        if f.model is model and f is mine or not any(id(c.new) in parts for c in f.changes): continue
         changes = f.changes
         f.unfold()
         put_back_in(model, changes)

@@ -1,9 +1,11 @@
 """What looking at a model, and folding it, must leave as it was. A notebook can't teach this: it is what nobody should have to think of"""
-import functools, itertools, pickle, random, sys, threading, warnings
+import collections, functools, itertools, pickle, random, sys, threading, types, warnings, weakref
 from collections import OrderedDict, defaultdict, deque
 from copy import deepcopy
 import numpy as np, pytest, torch
 from torch import nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from fastfold.all import BN_Folder, FoldError
 from fastfold.flow import record
 from fastfold.state import Snapshot
@@ -31,8 +33,9 @@ def held(model):
     "All that `model` holds, in a form that `==` compares"
     before = Snapshot(model)
     boxes = [(id(o), [id(v) for v in content]) for o,content in before.full] + [(id(o), []) for o in before.empty if not o]
-    tensors = {k:(id(t), t.detach().clone().numpy().tobytes()) for k,(t,_) in {**before.tensors, **before.params}.items()}
-    return (len(bank), tally, stats.n, len(stats.keys)),sorted(boxes),tensors,[a.tobytes() for a,_ in before.arrays],[(id(c), id(v)) for c,v in before.cells]
+    tensors = {k:(id(t), t.dtype, t.requires_grad, t.detach().clone().numpy().tobytes()) for k,(t,_) in before.memory.items()}
+    params,of_file = [(id(p), trains, id(g)) for p,trains,g in before.params],(len(bank), tally, stats.n, len(stats.keys))
+    return params,of_file,sorted(boxes),tensors,[a.tobytes() for a,_ in before.arrays],[(id(c), id(v)) for c,v in before.cells]
 
 # ways of keeping something, each done to a model that the library has never seen
 def install(self, y):
@@ -59,13 +62,32 @@ def of_script(self, y):
     return remember(y)
 def remember(y): bank.append(y); stats.keys.append(y); stats.n += 1; return y
 
+def namespace(self, y): self.ns.n += 1; self.ns.seen = y; return y
+def order(self, y): self.box.move_to_end('a'); return y
+def swapped(self, y): self.queue.data = self.queue.data+1; return y
+def halved(self, y): self.small.data = self.small.data.half(); return y
+def in_class(self, y): type(self).average.add_(1); type(self).counts[0] += 1; type(self.helper).n += 1; return y
+def thaw(self, y): self.conv.weight.requires_grad_(False).grad = None; self.conv.bias.grad = y.mean((0,2,3)); return y
+def slot(self, y): self.cache.late = y; return y
+@functools.cache
+def table(n): return [n]
+def cached(self, y): self.table(y.shape[0]); return y
+def tells(self, y): tells.calls = getattr(tells, 'calls', 0)+1; return y
+def other_kind(self, y): self.bn.__class__ = nn.SyncBatchNorm; return y
+def with_grads(model):
+    for p in model.parameters(): p.grad = torch.ones_like(p)
+    return model
+
 class Cache:
+    n = 0
     def __init__(self): self.keys,self.n = [],0
 class Slotted:
-    __slots__ = ('keys', 'n')
+    __slots__ = ('keys', 'n', 'late', '__hidden')
     def __init__(self): self.keys,self.n = [],0
 class Shares(Net):
     shared,calls = {},0
+class Averages(Net):
+    average,counts,helper = torch.zeros(1),np.zeros(1),Cache()
 class Keeps(Net):
     "With the methods that are given to others as functions above"
     def forward(self, x): return of_script(self, super().forward(x))
@@ -98,7 +120,11 @@ keepers = dict(hooks=lambda: Net(install, ready=False), bank=lambda: Net(append,
     nested=lambda: Net(nested, box=OrderedDict(a=({0},))), plain_tensor=lambda: Net(update, average=torch.zeros(1, dtype=torch.float64)),
     large_tensor=lambda: Net(update, average=torch.zeros(2**19, dtype=torch.float64)[:1].expand(1)), object=lambda: Net(in_object, cache=Cache()),
     slots=lambda: Net(in_object, cache=Slotted()), cls=lambda: Shares(of_class), modules=lambda: Net(new_module, parts=nn.ModuleList()),
-    array=lambda: Net(array, counts=np.zeros(2)), generator=lambda: Net(generated, gen=torch.Generator(), rng=random.Random(0)),
+    array=lambda: Net(array, counts=np.zeros(2)), namespace=lambda: Net(namespace, ns=types.SimpleNamespace(n=0)),
+    order=lambda: Net(order, box=OrderedDict(a=1, b=2)), swapped=lambda: Net(swapped, queue=torch.zeros(2**19)),
+    halved=lambda: Net(halved, small=torch.zeros(2)), in_class=lambda: Averages(in_class), grads=lambda: with_grads(Net(thaw).double()),
+    slot=lambda: Net(slot, cache=Slotted()), cached=lambda: Net(cached, table=table), tells=lambda: Net(tells),
+    generator=lambda: Net(generated, gen=torch.Generator(), rng=random.Random(0)),
     default=lambda: Net(grow, default=defaultdict(list)), defaults=lambda: Net(defaults), script=lambda: Net(of_script), script_class=Keeps, memo=memo,
     **{f'hook_{k}':functools.partial(with_hook, k) for k in ('object', 'method', 'partial', 'closure')})
 
@@ -120,7 +146,8 @@ def test_kept_in_the_model(name, train):
     folder.fold(model, x, inplace=True)
     folder.unfold()
     assert held(model)==before
-    assert Shares.shared=={} and not Shares.calls
+    assert Shares.shared=={} and not Shares.calls and not Averages.average and not Averages.counts and not Cache.n
+    assert not table.cache_info().currsize and not vars(tells)
 
 @pytest.mark.parametrize('name', keepers)
 def test_cold_is_as_warm(name):
@@ -238,7 +265,124 @@ def test_lambda_over_self():
     harmless.act = lambda y: other(y)
     BN_Folder().fold(harmless, x)
 
+def bound(m): m.forward = torch.no_grad()(m.forward)
+def compiled(m): m.forward = torch.compile(m.forward, backend='eager')
+def in_list(m): m.also = lambda self, y, ms=[m.conv, m.bn]: ms[1](ms[0](x)) + 0*y
+def weak(m):
+    m.__dict__['parent'] = weakref.ref(m)
+    m.also = lambda self, y: self.parent().bn(self.parent().conv(x)) + 0*y
+
+@pytest.mark.parametrize('verify', [False, True])
+@pytest.mark.parametrize('spoil', [bound, compiled, in_list, weak])
+def test_copy_that_runs_the_original(spoil, verify):
+    "in whatever way it holds on to it, is refused"
+    model = live(Net())
+    spoil(model)
+    before = held(model)
+    with pytest.raises(FoldError, match=r"runs '(bn|conv)' of the original.*inplace=True"): BN_Folder(verify=verify).fold(model, x)
+    assert held(model)==before
+
+class Aliases(nn.Module):
+    "With its norm in a second place, where the forward looks"
+    def __init__(self, kind):
+        super().__init__()
+        self.conv,self.bn,self.act = nn.Conv2d(3, 4, 3),nn.BatchNorm2d(4),nn.ReLU()
+        layers = [self.conv, self.bn]
+        self.get = dict(list=layers, dict={0: self.conv, 1: self.bn}, closure=lambda i: layers[i], tuple=tuple(layers), deque=collections.deque(layers),
+            weak=lambda i, r=weakref.ref(self.bn): [self.conv, r()][i])[kind]
+    def layer(self, i): return self.get(i) if callable(self.get) else self.get[i]
+    def forward(self, x): return self.act(self.layer(1)(self.layer(0)(x)))
+
+@pytest.mark.parametrize('verify', [False, True])
+@pytest.mark.parametrize('kind', ['list', 'dict', 'closure', 'tuple', 'deque', 'weak'])
+def test_held_in_a_second_place(kind, verify):
+    "a norm can't be replaced there, so it stays; only in place, since a copy has a second place of its own, or is refused"
+    model = live(Aliases(kind))
+    with torch.no_grad(): want = model(x)
+    before,folder = held(model),BN_Folder(verify=verify)
+    folder.fold(model, x, inplace=True)
+    with torch.no_grad(): assert torch.equal(model(x), want)
+    assert 'held outside of its parent' in folder.report.kept[0].reason
+    folder.unfold()
+    assert held(model)==before
+    try: folded = BN_Folder(verify=verify).fold(model, x)
+    except FoldError: assert kind in ('closure','weak')
+    else:
+        with torch.no_grad(): torch.testing.assert_close(folded(x), want)
+        assert isinstance(folded.bn, nn.Identity)
+
+# inputs
+class Batch:
+    def __init__(self, x): self.x,self.log = x,[]
+
+@pytest.mark.parametrize('make', [Batch, lambda x: collections.UserDict(x=x), lambda x: types.SimpleNamespace(x=x)])
+def test_input_of_any_kind(make):
+    "is left as it was, whatever the forward puts in it"
+    class OnBatch(nn.Module):
+        def __init__(self): super().__init__(); self.conv,self.bn = nn.Conv2d(3, 4, 3),nn.BatchNorm2d(4)
+        def forward(self, b):
+            box = b.data if isinstance(b, collections.UserDict) else vars(b)
+            box['x'].mul_(2)
+            box['x'] = self.bn(self.conv(box['x']))
+            return box['x'].relu()
+    model,b = live(OnBatch()),make(x.clone())
+    folder = BN_Folder()
+    folder.plan(model, b)
+    folded = folder.fold(model, b)
+    now = b['x'] if isinstance(b, collections.UserDict) else b.x
+    assert torch.equal(now, x) and len(folder.report.folded)==1
+    with torch.no_grad(): torch.testing.assert_close(folded(make(x.clone())), model(make(x.clone())))
+
+def test_frozen_by_train():
+    "as detectors do; what somebody has thawed by hand stays so"
+    class Frozen(Net):
+        def train(self, mode=True):
+            super().train(mode)
+            self.conv.requires_grad_(False)
+            return self
+    model = live(Frozen()).train().requires_grad_(True)
+    before = held(model)
+    BN_Folder().plan(model, x)
+    assert held(model)==before and all(p.requires_grad for p in model.parameters())
+
+def test_arrays_that_cannot_be_written_to():
+    model,rng = live(Net()).train(),torch.get_rng_state()
+    model.table,model.parts,model.rng = np.array([np.nan, 1.]),np.array([np.ones(2), np.ones(3)], dtype=object),random.SystemRandom()
+    model.table.flags.writeable = False
+    rng = torch.get_rng_state()
+    for _ in range(2): assert len(BN_Folder().plan(model, x).folded)==1
+    assert torch.equal(torch.get_rng_state(), rng)
+
 # interrupts
+def interrupted_in(name, n, f):
+    "Run `f`, and raise a KeyboardInterrupt at the `n`th call of a function of that name in fastfold"
+    count = 0
+    def trace(frame, event, arg):
+        nonlocal count
+        if frame.f_code.co_name==name and 'fastfold/' in frame.f_code.co_filename.replace('\\', '/'):
+            count += 1
+            if count==n:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+    sys.settrace(trace)
+    try: f()
+    except KeyboardInterrupt: return True
+    finally: sys.settrace(None)
+    return False
+
+@pytest.mark.parametrize('name', ['restore', 'restore_tensors', '__torch_dispatch__', 'put_back'])
+def test_interrupted_while_putting_back(name):
+    "what was begun is done first; nothing of it is left for later"
+    for n in range(1, 8):
+        model = live(Net()).train()
+        before,rng = held(model),torch.get_rng_state()
+        if not interrupted_in(name, n, lambda: BN_Folder().plan(model, x)): break
+        assert held(model)==before and torch.equal(torch.get_rng_state(), rng)
+        model.note,model.bn.eps = 1,.5
+        BN_Folder().plan(model, x)
+        assert model.note==1 and model.bn.eps==.5
+    assert n>1
+
 def lines_of(f, n):
     "Run `f`, and raise a KeyboardInterrupt at the `n`th line of fastfold's code; how many lines ran"
     count = 0
@@ -275,6 +419,7 @@ def test_interrupted(options):
         folder.unfold()
         assert held(model)==before, n
         assert torch.equal(torch.get_rng_state(), rng), n
+        assert not _get_current_dispatch_mode_stack() and not _get_current_function_mode_stack(), n
         assert not model[1].training or model.training
         folder = BN_Folder(**options)
         folder.fold(model, x, inplace=True)
