@@ -420,6 +420,12 @@ def load(self:BN_Folder,
         "make it as it was made for training, and give BN_Folder the `handlers` and the `layer_scale` that it was folded with. "
         "Where folding changed the forward of modules (`merge`, parameters that a forward multiplies with), "
         "weights alone don't say how: save and load the whole model")
+    if held := {c.old for c in changes} & Snapshot(model).elsewhere: raise FoldError(
+        f"{some_names([n for n,m in model.named_modules() if m in held])} can't be replaced, "
+        "being held outside of its parent, too (in a list, or by a function): save and load the whole model")
     place(model, changes)
-    model.load_state_dict(state)
+    try: model.load_state_dict(state)
+    except BaseException:
+        restore(model, changes)
+        raise
     return model

@@ -310,6 +310,17 @@ def test_held_in_a_second_place(kind, verify):
     else:
         with torch.no_grad(): torch.testing.assert_close(folded(x), want)
         assert isinstance(folded.bn, nn.Identity)
+        with pytest.raises(FoldError, match="bn can't be replaced"): BN_Folder().load(model, folded.state_dict())
+        assert held(model)==before
+
+def test_load_that_fails():
+    class Refuses(Net):
+        def get_extra_state(self): return 1
+        def set_extra_state(self, state): raise RuntimeError('not this one')
+    model = live(Refuses())
+    state = BN_Folder().fold(model, x).state_dict()
+    with pytest.raises(RuntimeError, match='not this one'): BN_Folder().load(model, state)
+    assert isinstance(model.bn, nn.BatchNorm2d)
 
 # inputs
 class Batch:
