@@ -88,7 +88,7 @@ class Flow:
     params:dict[str,Value]=field(default_factory=dict) # Parameters and buffers by name, shared ones under each
     calls:dict[nn.Module,list[Op]]=field(default_factory=dict) # The calls of each module taken as a whole
     changed:set[nn.Module]=field(default_factory=set) # Modules that were given an attribute meanwhile
-    elsewhere:set[nn.Module]=field(default_factory=set) # Modules that are held by something else than their parent: a list, a function
+    elsewhere:dict[nn.Module,list[Any]]=field(default_factory=dict) # Modules that others than their parents hold, too: a list, a function
     hooked:set[nn.Module]=field(default_factory=set) # Modules that had a hook when they were called
     asked:set[str]=field(default_factory=set) # Names of the modules that asked for numbers of tensors: sizes, or what is in them
 

@@ -16,7 +16,7 @@ REASONS = { # key -> what is the matter, what can be done about it
     'changed': ("'{name}' has attributes set in a forward", "let it have them from the start"),
     'read': ("'{name}' has weights that are also read by {op}", "nothing: they mean something else there"),
     'replaced': ("'{name}' is called with other weights than its own", "nothing: the values that it is called with aren't in the model"),
-    'elsewhere': ("it is also held outside of its parent (in a list, or by a function), where it can't be replaced",
+    'elsewhere': ("it is also held outside of its parent (in a tuple, or by a function), where it can't be replaced",
         "fold a copy, as in BN_Folder().fold(model)"),
     'trains': ("it stays in training mode when the model is in evaluation", "let it follow the model's `eval()`, or leave it"),
     'partial': ("'{name}' is called {n} times, and not always beside this norm", "nothing: the other calls need it as it is"),

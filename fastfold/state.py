@@ -126,7 +126,7 @@ class Snapshot:
         self.cells:list[tuple[CellType,Any]] = [] # Variables of functions
         self.globals:dict[int,tuple[dict,dict[str,Any]]] = {} # id -> the variables of a file, and what functions in the model use of them
         self.caches:list[tuple[Any,Any]] = [] # Functions that remember their results, with what they say of that
-        self.elsewhere:set[nn.Module] = set() # Modules that are held by something else than their parent: a list, a function
+        self.elsewhere:dict[nn.Module,list[Any]] = {} # Modules that others than their parents hold, too: a list, a function
         self.slots:list[tuple[Any,dict[str,Any]]] = []
         self.kinds:list[tuple[nn.Module,type]] = []
         self.classes:dict[type,dict[str,Any]] = {}
@@ -151,7 +151,7 @@ class Snapshot:
             for v in self.note(o):
                 t = type(v)
                 if t in _atoms: continue
-                if isinstance(v, nn.Module) and not is_parent: self.elsewhere.add(v)
+                if isinstance(v, nn.Module) and not is_parent: self.elsewhere.setdefault(v, []).append(o)
                 if t in _own and not v: self.empty.append(v) # most of them: hooks
                 else: todo.append(v)
 
