@@ -338,6 +338,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'fastfold.learner.Around.__call__': ('learner.html#around.__call__', 'fastfold/learner.py'),
                                   'fastfold.learner.Around.__getattr__': ('learner.html#around.__getattr__', 'fastfold/learner.py'),
                                   'fastfold.learner.Around.__init__': ('learner.html#around.__init__', 'fastfold/learner.py'),
+                                  'fastfold.learner.Around.__repr__': ('learner.html#around.__repr__', 'fastfold/learner.py'),
                                   'fastfold.learner.Around.method': ('learner.html#around.method', 'fastfold/learner.py'),
                                   'fastfold.learner.FoldCallback': ('learner.html#foldcallback', 'fastfold/learner.py'),
                                   'fastfold.learner.FoldCallback.__init__': ('learner.html#foldcallback.__init__', 'fastfold/learner.py'),

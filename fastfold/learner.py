@@ -50,12 +50,14 @@ class Around:
     "A method of one learner, with something done before and after it"
     def __init__(self, learn:Learner, name:str, does:Callable): # does: called with the method, the learner, and what it was called with
         self.learn,self.name,self.does,self.own = learn,name,does,vars(learn).get(name)
+        self.__doc__ = self.method().__doc__
 
     def method(self) -> Callable:
         "What is called without this: the learner's own, or else that of its class"
         return self.own or getattr(type(self.learn), self.name).__get__(self.learn)
 
     def __call__(self, *args, **kwargs): return self.does(self.method(), self.learn, *args, **kwargs)
+    def __repr__(self) -> str: return f'{self.method()!r}, with fastfold around it'
     def __getattr__(self, k:str) -> Any:
         "All else is as with the method itself"
         if 'learn' not in vars(self) or k=='__signature__': raise AttributeError(k) # while it is unpickled; the signature of a function has `self`

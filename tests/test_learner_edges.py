@@ -333,7 +333,7 @@ def test_methods_are_as_before(tmp_path):
     learn.fold()
     assert learn.load_config(1)==1 and learn.save_copy(learn=1, orig=2)==(1,2)
     learn._call_one('before_fit', quiet=False)
-    for k in '__name__','__self__','__func__','__qualname__': assert getattr(learn.fit, k)==getattr(Learner.fit.__get__(learn), k)
+    for k in '__name__','__self__','__func__','__qualname__','__doc__': assert getattr(learn.fit, k)==getattr(Learner.fit.__get__(learn), k)
     learn.fit = functools.wraps(learn.fit)(lambda *args, f=learn.fit, **kwargs: f(*args, **kwargs))
     learn.fit(1)
     assert not learn.is_folded
