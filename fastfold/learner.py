@@ -79,10 +79,12 @@ def look_after(learn:Learner) -> None:
 def take_over(learn:Learner) -> None:
     "If the model of `learn` has parts that another learner has folded, or that were folded in the model it had before, unfold them wherever they are"
     model,mine = get_model(learn.model),folder_of(learn)
+    others = [f for f in _folders if f.changes and not (f.model is model and f is mine)]
+    if not others: return # as nearly always, and this is asked at each batch
     parts = {id(o) for m in model.modules() for o in (m, *m._parameters.values())}
-    for f in list(_folders):
-        if f.model is model and f is mine or not any(id(c.new) in parts for c in f.changes): continue
+    for f in others:
         changes = f.changes
+        if not any(id(c.new) in parts for c in changes): continue
         f.unfold()
         put_back_in(model, changes)
 
@@ -294,7 +296,8 @@ def start_training(learn:Learner) -> None:
 
 def holds_folded(learn:Learner) -> bool:
     "Does the optimizer hold what only the folded model has?"
-    changes = folder_of(learn).changes if learn.is_folded else [] # type: ignore[union-attr]
+    if not learn.is_folded: return False
+    changes = folder_of(learn).changes # type: ignore[union-attr]
     held = {id(p) for ps in getattr(learn.opt, 'param_lists', ()) for p in ps}
     trained = {id(p) for c in changes if c.kind=='_modules' for p in c.old.parameters()}
     return any(id(p) in held-trained for c in changes for p in c.made)
