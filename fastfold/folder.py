@@ -427,7 +427,8 @@ def load(self:BN_Folder,
         "weights alone don't say how: save and load the whole model")
     if held := {c.old for c in changes} & Snapshot(model).elsewhere.keys(): raise FoldError(
         f"{some_names([n for n,m in model.named_modules() if m in held])} can't be replaced, "
-        "being held outside of its parent, too (in a list, or by a function): save and load the whole model")
+        "being held outside of its parent, too (in a list, or by a function): "
+        "use torch.save and torch.load for the whole model")
     place(model, changes)
     try: model.load_state_dict(state)
     except BaseException:
