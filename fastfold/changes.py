@@ -93,6 +93,13 @@ class Alias(Change):
     holder:Any # A list, a dictionary that isn't that of its parent, or an object that has it as an attribute
 
     def slot(self, model:nn.Module) -> Any: return entries(self.holder)
+    def now(self, model:nn.Module) -> Any: # what a list holds may have been moved
+        held = entries(self.holder)
+        if isinstance(held, dict): return held.get(self.key)
+        self.key = next((i for i,o in enumerate(held) if o is self.new), self.key)
+        return held[self.key] if self.key<len(held) else None
+
+    def is_lost(self, model:nn.Module) -> bool: return False # it was a second place
 
 def entries(holder:Any) -> Any:
     "What `holder` holds, to be read and written by key"

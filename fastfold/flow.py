@@ -343,7 +343,8 @@ def fresh(*trees:Any) -> Any:
     "Copies of `trees`, of the tensors in them and of objects of any kind: a model may write into its input"
     memo = {id(t):t.detach().clone() for t in tensors_in(*trees)}
     def copied(o):
-        if isinstance(o, nn.Module): return o
+        if isinstance(o, Tensor): return memo[id(o)]
+        if isinstance(o, nn.Module) or type(o) is object: return o
         try: return deepcopy(o, memo)
         except Exception: return o # what can't be copied has to be taken as it is
     return tree_map(copied, trees)

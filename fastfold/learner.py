@@ -161,15 +161,18 @@ def inputs(learn:Learner, b:Any, training:bool=False) -> tuple:
     n = getattr(learn.dls, 'n_inp', 1 if len(b)==1 else len(b)-1) # as `Learner` does
     b = to_device(b, model_device(learn))
     cbs = [copy(o) for o in learn.cbs.sorted('order') if hasattr(o, 'before_batch') and is_of_users(o.before_batch)] # copies: some count
-    if not cbs: return b[:n]
     held = dict(vars(learn))
     learn.xb,learn.yb,learn.training = b[:n],b[n:],training
     try:
-        for o in cbs: o('before_batch')
+        with torch.set_grad_enabled(training):
+            for o in cbs: o('before_batch')
         return tuple(learn.xb)
+    except Exception as e:
+        if training: raise FoldError(f"a callback failed on a batch that statistics are taken from ({type(e).__name__}: {e}): leave out `refresh_bn`") from e
+        return b[:n] # some want what only a fit has, or skip such a batch; if the model needs what they do, it says so itself
     finally:
-        for k in ('xb', 'yb', 'training'): vars(learn).pop(k)
-        vars(learn).update({k:held[k] for k in ('xb', 'yb', 'training') if k in held})
+        vars(learn).clear()
+        vars(learn).update(held)
 
 def some_items(xb:tuple, n:int=2) -> tuple:
     "The first `n` items of a batch; all of it where inputs differ in their first axis, which is that of nodes or edges then"

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['alone', 'tensors_in', 'type_of', 'content', 'refill', 'refill_dict', 'comes_from_others', 'is_foreign', 'slots_of',
-           'generator_state', 'generator_states', 'Snapshot', 'names_in', 'is_filled', 'methods_used', 'restore_class',
-           'writing', 'statistics', 'written', 'Guard', 'seed_all', 'fixed_rng', 'pending', 'put_back', 'settle',
-           'Modes', 'kept', 'evaluating', 'guarded', 'run']
+           'generator_state', 'generator_states', 'Snapshot', 'slot', 'globals_in', 'names_in', 'is_filled',
+           'is_ordinary', 'methods_used', 'same_bits', 'restore_class', 'writing', 'statistics', 'written', 'Guard',
+           'seed_all', 'fixed_rng', 'pending', 'put_back', 'settle', 'Modes', 'kept', 'evaluating', 'guarded', 'run']
 
 # %% ../nbs/00b_state.ipynb #f83de67a
 from argparse import Namespace
@@ -18,12 +18,13 @@ from inspect import getattr_static, unwrap
 from random import Random, SystemRandom
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, Callable, Iterable, Iterator
-from weakref import ReferenceType, WeakKeyDictionary
-import operator, random, sys, threading
+from weakref import ProxyTypes, ReferenceType, WeakKeyDictionary
+import dis, operator, random, sys, threading
 import numpy as np
 import torch
 from torch import nn, Tensor
 from torch._ops import OpOverload
+from torch._subclasses import FakeTensor
 from torch.overrides import _get_current_function_mode_stack, _pop_mode as pop_function_mode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack, _pop_mode as pop_dispatch_mode
 from torch.nn.utils import parametrize
@@ -80,12 +81,15 @@ def refill_dict(o:dict, was:dict) -> None:
             own.__setitem__(o, k, v)
 
 # %% ../nbs/00b_state.ipynb #2dee708e
-_atoms = {*_plain, bool, torch.Size, type, type(sys), type(len), range, slice, torch.layout, torch.memory_format}
+_atoms = {*_plain, *ProxyTypes, bool, torch.Size, type, type(sys), type(len), range, slice, torch.layout, torch.memory_format}
+
+_data = ('fastai.learner', 'fastai.data', 'fastai.optimizer') # what a model is trained with is no part of it
 
 @cache
 def comes_from_others(module:str) -> bool:
     "Is `module` of Python, of a library that models are made with, or of fastfold, so that what is in it isn't looked into?"
     root = module.partition('.')[0]
+    if module.startswith(_data): return True
     return root in sys.stdlib_module_names or root in ('torch', 'numpy', 'pandas', 'PIL', 'fastfold')
 
 _boxes = (SimpleNamespace, Namespace, UserDict, UserList) # made to hold what others put there
@@ -115,7 +119,8 @@ def generator_states() -> list[tuple[Callable,Any]]:
     return [*((g.set_state, g.get_state()) for g in gens), (random.setstate, random.getstate()), (np.random.set_state, np.random.get_state())]
 
 # %% ../nbs/00b_state.ipynb #235ba6f0
-_small = 2**18 # elements
+_small = 2**18 # elements of a tensor
+_large = 2**24 # bytes of an array; one that is larger is taken to be data, which no forward writes to
 
 class Snapshot:
     "What a model and the generators of random numbers hold at one moment"
@@ -151,7 +156,7 @@ class Snapshot:
             for v in self.note(o):
                 t = type(v)
                 if t in _atoms: continue
-                if isinstance(v, nn.Module) and not is_parent: self.elsewhere.setdefault(v, []).append(o)
+                if issubclass(t, nn.Module) and not is_parent: self.elsewhere.setdefault(v, []).append(o)
                 if t in _own and not v: self.empty.append(v) # most of them: hooks
                 else: todo.append(v)
 
@@ -178,7 +183,7 @@ def note(self:Snapshot, o:Any) -> Iterable: # What else to look at
         self.caches.append((o, o.cache_info()))
         return (o.__wrapped__,)
     if isinstance(o, np.ndarray):
-        if o.flags.writeable and o.dtype!=object: self.arrays.append((o, o.copy()))
+        if o.flags.writeable and o.dtype!=object and o.nbytes<=_large: self.arrays.append((o, o.copy()))
     elif state := generator_state(o): self.states.append(state)
     else: return self.note_object(o)
     return ()
@@ -192,14 +197,19 @@ def note_box(self:Snapshot, o:Any) -> Iterable:
 
 _none = object() # what an empty slot holds
 
+def slot(o:Any, name:str) -> Any:
+    "What is in a slot of `o`"
+    try: return object.__getattribute__(o, name)
+    except AttributeError: return _none
+
 @patch
 def note_object(self:Snapshot, o:Any) -> Iterable:
     "An object of a class that is nobody else's"
     if isinstance(o, (type,ModuleType)) or is_foreign(type(o)): return ()
     self.note_class(type(o)) # type: ignore[arg-type]
-    slots = {n:getattr(o, n, _none) for n in slots_of(o)}
+    slots = {n:slot(o, n) for n in slots_of(o)}
     if slots: self.slots.append((o, slots))
-    return [*slots.values(), *(self.note_box(o.__dict__) if type(getattr(o, '__dict__', None)) is dict else ())]
+    return [*slots.values(), *(self.note_box(o.__dict__) if type(slot(o, '__dict__')) is dict else ())]
 
 @patch
 def note_function(self:Snapshot, f:FunctionType) -> Iterable:
@@ -213,9 +223,15 @@ def note_function(self:Snapshot, f:FunctionType) -> Iterable:
 def note_globals(self:Snapshot, f:FunctionType) -> Iterable:
     "The variables of its file that a function uses, of files that are nobody else's"
     if comes_from_others(f.__module__ or ''): return ()
-    used = {n:f.__globals__[n] for n in names_in(f.__code__) if n in f.__globals__}
+    used = {n:f.__globals__[n] for n in globals_in(f.__code__) if n in f.__globals__}
     self.globals.setdefault(id(f.__globals__), (f.__globals__, {}))[1].update(used)
-    return used.values()
+    return [o for o in used.values() if not isinstance(o, _remembers)] # such a function of a file is shared by all
+
+@cache
+def globals_in(code:CodeType) -> set[str]:
+    "Names of the variables of its file that `code` uses, and functions inside of it"
+    used = {o.argval for o in dis.get_instructions(code) if o.opname in ('LOAD_GLOBAL','STORE_GLOBAL','DELETE_GLOBAL')}
+    return used.union(*(globals_in(o) for o in code.co_consts if isinstance(o, CodeType)))
 
 @cache
 def names_in(code:CodeType) -> set[str]:
@@ -229,10 +245,15 @@ def is_filled(cell:CellType) -> bool:
     return True
 
 # %% ../nbs/00b_state.ipynb #90e4e8f1
+def is_ordinary(t:Tensor) -> bool:
+    "Is `t` made of numbers in memory of its own?"
+    if t.layout is not torch.strided or t.is_meta or t.is_nested or isinstance(t, FakeTensor): return False
+    return t.untyped_storage().nbytes()>=t.element_size()*(1+sum((n-1)*s for n,s in zip(t.shape, t.stride()))) if t.numel() else True
+
 @patch
 def note_tensor(self:Snapshot, t:Tensor) -> Iterable:
     "A parameter, a buffer, or any other tensor"
-    if t.layout is not torch.strided or t.is_meta: return ()
+    if not is_ordinary(t): return ()
     self.memory[id(t)] = t,t.detach()
     if not isinstance(t, nn.Parameter):
         if t.numel()<=_small: self.copies[id(t)] = t.detach().clone()
@@ -281,13 +302,17 @@ def restore(self:Snapshot) -> None:
             if variables.get(k) is not v: variables[k] = v
     for o,slots in self.slots:
         for k,v in slots.items():
-            if getattr(o, k, _none) is v: continue
+            if slot(o, k) is v: continue
             if v is _none: object.__delattr__(o, k)
             else: object.__setattr__(o, k, v)
     for cls,attrs in self.classes.items(): restore_class(cls, attrs)
     for f,info in self.caches:
         if f.cache_info().misses!=info.misses: f.cache_clear() # what was remembered since may have been made without gradients
     self.restore_tensors()
+
+def same_bits(a:Tensor, b:Tensor) -> bool:
+    "Do two tensors hold the same numbers? NaN is the same as NaN"
+    return torch.equal(a, b) or a.is_floating_point() and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
 
 def restore_class(cls:type, was:dict[str,Any]) -> None:
     "Let `cls` have the attributes that it had"
@@ -303,7 +328,7 @@ def restore_tensors(self:Snapshot) -> None:
     for t,same in self.memory.values():
         if (t.data_ptr(),t.shape,t.stride(),t.dtype)!=(same.data_ptr(),same.shape,same.stride(),same.dtype): t.data = same
         was = self.copies.get(id(t))
-        if was is not None and not torch.equal(t, was): t.data.copy_(was)
+        if was is not None and not same_bits(t, was): t.data.copy_(was)
     for p,trains,grad in self.params:
         if p.requires_grad!=trains: p.requires_grad_(trains)
         if p.grad is not grad: p.grad = grad
@@ -336,7 +361,9 @@ class Guard(TorchDispatchMode):
     def __init__(self, before:Snapshot, names:dict[int,str]): # names: of parameters, by id
         super().__init__()
         self.before,self.names,self.refuses = before,names,False
+        self.owners = {id(p):m for m in before.model.modules() for p in m._parameters.values() if p is not None}
         self.error:FoldError|None = None
+        self.by_eval:set[int] = set()
         self.by_memory:dict[int,list[Tensor]] = {}
         for t in [t for i,(t,_) in before.memory.items() if i not in before.copies]: self.by_memory.setdefault(t.untyped_storage()._cdata, []).append(t)
 
@@ -349,8 +376,24 @@ class Guard(TorchDispatchMode):
         "Keep what is in the memory of `t`, or refuse"
         if t.layout is not torch.strided: return
         for o in self.by_memory.get(t.untyped_storage()._cdata, ()):
-            if self.refuses and id(o) in self.names and 'renorm' not in func._schema.name: self.refuse(self.names[id(o)])
+            if self.refuses and is_foreign(type(self.owners.get(id(o)))) and 'renorm' not in func._schema.name: self.refuse(self.names[id(o)])
             if id(o) not in self.before.copies: self.before.copies[id(o)] = o.detach().clone()
+
+    def check(self) -> None:
+        "Refuse if parameters have other numbers now; some models clamp one of their own, which mostly does nothing"
+        if self.error: raise self.error # a model may have caught it
+        for i,(t,was) in self.touched().items():
+            renorms = isinstance(self.owners[i], (nn.Embedding,nn.EmbeddingBag)) # `max_norm`, which PyTorch itself writes for
+            if i not in self.by_eval and not renorms and not (t.shape==was.shape and t.dtype==was.dtype and same_bits(t, was)): self.refuse(self.names[i])
+
+    def touched(self) -> dict[int,tuple[Tensor,Tensor]]: # id -> the parameter, and what it was
+        "The parameters that were written into, or given other memory"
+        held = {i:(*self.before.memory[i], self.before.copies.get(i)) for i in self.names if i in self.before.memory}
+        return {i:(t, same if copy is None else copy) for i,(t,same,copy) in held.items() if copy is not None or t.data_ptr()!=same.data_ptr()}
+
+    def refuse_from_now(self) -> None:
+        "What `eval()` itself has written is no matter"
+        self.by_eval,self.refuses = set(self.touched()),True
 
     def refuse(self, name:str) -> None:
         error = FoldError(f"{type(self.before.model).__name__} writes into its parameter '{name}' when it runs, "
@@ -445,11 +488,9 @@ def guarded(model:nn.Module) -> Iterator[Snapshot]:
         seed_all()
         with Guard(before, names) as guard:
             if any(m.training for m in model.modules()): model.eval()
-            guard.refuses = True
+            guard.refuse_from_now()
             yield before
-        if guard.error: raise guard.error # a model may catch it
-        moved = next((i for i,(t,same) in before.memory.items() if i in names and t.data_ptr()!=same.data_ptr()), None)
-        if moved is not None: guard.refuse(names[moved])
+        guard.check()
 
 def run(
     model:nn.Module,

@@ -6,8 +6,8 @@ from torch import nn
 from torch.utils.data import DataLoader as TorchLoader, TensorDataset
 with warnings.catch_warnings():
     warnings.simplefilter('ignore')
-    from fastai.vision.all import (Adam, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, LinBnDrop, OptimWrapper, ProgressCallback,
-        load_learner, noop, set_seed)
+    from fastai.vision.all import (Adam, Callback, CancelBatchException, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, LinBnDrop, OptimWrapper,
+        ProgressCallback, load_learner, noop, set_seed)
 from fastfold.all import FoldCallback, FoldError
 from fastfold.learner import watch_data
 from tiny_learner import bits, label, learner, network, picture, same
@@ -483,6 +483,13 @@ def test_batches_changed_by_callbacks(fold, tmp_path):
     want = learn.unfold().validate()[0]
     fold(learn)
     assert learn.halve.n==n+2 and abs(learn.validate()[0]-want)<.3*want
+
+def skips(cb): raise CancelBatchException
+@pytest.mark.parametrize('before_batch', [lambda cb: cb.iter, lambda cb: cb.opt.hypers, skips])
+def test_callbacks_that_need_a_fit(before_batch, tmp_path):
+    learn = learner(tmp_path, Callback(before_batch=lambda cb: None if cb.learn.is_folded else before_batch(cb.learn)))
+    assert len(learn.fold().folded)==4
+    assert not {'xb', 'yb', 'training'} & vars(learn).keys() - vars(learner(tmp_path)).keys()
 
 def test_load_that_fails(tmp_path):
     "leaves what it would leave without folding; what can't be folded is loaded all the same"

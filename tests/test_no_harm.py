@@ -181,6 +181,24 @@ writers = dict(data=lambda s, y: (s.conv.weight.data.mul_(2), y)[1], no_grad=lam
     replaced=lambda s, y: (setattr(s.conv.weight, 'data', s.conv.weight.data*2), y)[1],
     foreach=lambda s, y: (torch._foreach_mul_([s.conv.weight.detach()], 2), y)[1], out=lambda s, y: (torch.neg(s.bn.bias, out=s.bn.bias.detach()), y)[1])
 
+def clamps(s, y):
+    with torch.no_grad(): s.scale.clamp_(0, 4)
+    s.scale.data = s.scale.data.clamp(0, 4)
+    return y*s.scale
+
+def test_writes_the_same_numbers():
+    "into a parameter of its own, as models that clamp a temperature do"
+    model = live(Net(clamps, scale=nn.Parameter(torch.ones(1))))
+    before = held(model)
+    for verify in False,True:
+        folder = BN_Folder(verify=verify)
+        folded = folder.fold(model, x)
+        assert held(model)==before and len(folder.report.folded)==1
+        with torch.no_grad(): torch.testing.assert_close(folded(x), model(x))
+    nn.init.constant_(model.scale, 5)
+    with pytest.raises(FoldError, match="writes into its parameter 'scale'"): BN_Folder().plan(model, x)
+    assert model.scale==5
+
 def caught(s, y):
     try: s.conv.weight.data.mul_(2)
     except Exception: pass
@@ -323,6 +341,62 @@ def test_held_in_a_second_place(kind, verify):
         assert isinstance(folded.bn, nn.Identity)
         with pytest.raises(FoldError, match="bn can't be replaced"): BN_Folder().load(model, folded.state_dict())
         assert held(model)==before
+
+@pytest.mark.parametrize('kind', [tuple, set, list, lambda ms: [('norm', m) for m in ms]])
+def test_held_without_use(kind):
+    "is no reason for anything: what is in a list that no forward looks at may be meant for other things"
+    model = live(nn.Sequential(Net(), nn.ReLU()))
+    model.norms = kind([model[0].bn])
+    before,folder = held(model),BN_Folder()
+    folder.fold(model, x, inplace=True)
+    assert len(folder.report.folded)==1 and kind([model[0].conv])!=model.norms and str(model.norms).count('BatchNorm2d')==1
+    folder.unfold()
+    assert held(model)==before
+
+@pytest.mark.parametrize('change', [list.clear, list.reverse, lambda o: o.insert(0, 1), lambda o: o.pop(), lambda o: o.__setitem__(slice(None), o[::-1]+o)])
+def test_list_that_changes_meanwhile(change):
+    model = live(Aliases('list'))
+    norm,folder = model.bn,BN_Folder()
+    folder.fold(model, x, inplace=True)
+    assert isinstance(model.get[1], nn.Identity)
+    change(model.get)
+    folder.unfold()
+    assert model.bn is norm
+
+# what can't be looked at, and what has nothing to do with it
+class Odd:
+    def __getattr__(self, k): raise RuntimeError('not now')
+class OddSlots:
+    __slots__ = 'a',
+    def __getattr__(self, k): raise RuntimeError('not now')
+bn = nn.BatchNorm2d(4) # of the name that a forward uses as an attribute
+
+def freed():
+    t = torch.randn(10)
+    t.untyped_storage().resize_(0)
+    return t
+
+@pytest.mark.parametrize('thing', [lambda m: weakref.proxy(m), lambda m: weakref.proxy(Net()), lambda m: Odd(), lambda m: OddSlots(), lambda m: freed(),
+    lambda m: torch.full((1,), np.nan).expand(5), lambda m: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), lambda m: torch.eye(2).to_sparse()])
+@pytest.mark.filterwarnings('ignore:The PyTorch API of nested tensors')
+def test_things_in_a_model(thing):
+    "that are no part of it don't matter"
+    model = live(Net())
+    model.things = [thing(model)]
+    if not issubclass(type(model.things[0]), weakref.ProxyTypes): model.thing = model.things[0] # PyTorch takes a proxy for a child
+    for inplace in False,True:
+        folder = BN_Folder()
+        try: folder.fold(model, x, inplace=inplace)
+        except FoldError as e: assert "can't be copied" in str(e) and not inplace
+        else: assert len(folder.report.folded)==1
+
+def test_input_that_is_compared_by_identity():
+    missing = object()
+    class Optional(Net):
+        def forward(self, x, m): return super().forward(x) if m is missing else 1/0
+    folder = BN_Folder()
+    folder.fold(live(Optional()), x, missing)
+    assert len(folder.report.folded)==1
 
 def test_load_that_fails():
     class Refuses(Net):
