@@ -243,6 +243,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'fastfold.flow.fresh': ('flow.html#fresh', 'fastfold/flow.py'),
                                'fastfold.flow.func_name': ('flow.html#func_name', 'fastfold/flow.py'),
                                'fastfold.flow.in_float64': ('flow.html#in_float64', 'fastfold/flow.py'),
+                               'fastfold.flow.is_empty': ('flow.html#is_empty', 'fastfold/flow.py'),
                                'fastfold.flow.is_hooked': ('flow.html#is_hooked', 'fastfold/flow.py'),
                                'fastfold.flow.is_torch_own': ('flow.html#is_torch_own', 'fastfold/flow.py'),
                                'fastfold.flow.modules_watched': ('flow.html#modules_watched', 'fastfold/flow.py'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Value', 'Op', 'Pass', 'Flow', 'storage_of', 'func_name', 'own_tensors', 'Recorder', 'is_hooked', 'is_torch_own',
-           'recorder', 'modules_watched', 'ExampleError', 'each_tensor', 'fresh', 'in_float64', 'record']
+           'recorder', 'modules_watched', 'ExampleError', 'each_tensor', 'is_empty', 'fresh', 'in_float64', 'record']
 
 # %% ../nbs/01_flow.ipynb #d97474c8
 from collections import defaultdict
@@ -339,12 +339,16 @@ def each_tensor(f:Callable[[Tensor],Tensor], trees:Any) -> Any:
     "`trees` with `f` of each tensor in them; what was one tensor in two places still is"
     return tree_map_only(Tensor, cache(f), trees)
 
+def is_empty(o:Any) -> bool:
+    "Can nothing be written into `o`, which is there to be told from others?"
+    return type(o) is object or type(o).__bases__==(object,) and getattr(o, '__dict__', None)=={}
+
 def fresh(*trees:Any) -> Any:
     "Copies of `trees`, of the tensors in them and of objects of any kind: a model may write into its input"
     memo = {id(t):t.detach().clone() for t in tensors_in(*trees)}
     def copied(o):
         if isinstance(o, Tensor): return memo[id(o)]
-        if isinstance(o, nn.Module) or type(o) is object: return o
+        if isinstance(o, nn.Module) or is_empty(o): return o
         try: return deepcopy(o, memo)
         except Exception: return o # what can't be copied has to be taken as it is
     return tree_map(copied, trees)

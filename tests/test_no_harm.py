@@ -390,8 +390,10 @@ def test_things_in_a_model(thing):
         except FoldError as e: assert "can't be copied" in str(e) and not inplace
         else: assert len(folder.report.folded)==1
 
-def test_input_that_is_compared_by_identity():
-    missing = object()
+class Missing: "Nothing was given"
+
+@pytest.mark.parametrize('missing', [object(), Missing()])
+def test_input_that_is_compared_by_identity(missing):
     class Optional(Net):
         def forward(self, x, m): return super().forward(x) if m is missing else 1/0
     folder = BN_Folder()
