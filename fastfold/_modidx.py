@@ -652,6 +652,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'fastfold.state.guarded': ('state.html#guarded', 'fastfold/state.py'),
                                 'fastfold.state.is_filled': ('state.html#is_filled', 'fastfold/state.py'),
                                 'fastfold.state.is_foreign': ('state.html#is_foreign', 'fastfold/state.py'),
+                                'fastfold.state.is_layer': ('state.html#is_layer', 'fastfold/state.py'),
                                 'fastfold.state.is_ordinary': ('state.html#is_ordinary', 'fastfold/state.py'),
                                 'fastfold.state.kept': ('state.html#kept', 'fastfold/state.py'),
                                 'fastfold.state.methods_used': ('state.html#methods_used', 'fastfold/state.py'),

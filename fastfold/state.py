@@ -6,7 +6,8 @@
 __all__ = ['alone', 'tensors_in', 'type_of', 'content', 'refill', 'refill_dict', 'comes_from_others', 'is_foreign', 'slots_of',
            'generator_state', 'generator_states', 'Snapshot', 'slot', 'globals_in', 'names_in', 'is_filled',
            'is_ordinary', 'methods_used', 'same_bits', 'restore_class', 'writing', 'statistics', 'written', 'Guard',
-           'seed_all', 'fixed_rng', 'pending', 'put_back', 'settle', 'Modes', 'kept', 'evaluating', 'guarded', 'run']
+           'is_layer', 'seed_all', 'fixed_rng', 'pending', 'put_back', 'settle', 'Modes', 'kept', 'evaluating',
+           'guarded', 'run']
 
 # %% ../nbs/00b_state.ipynb #f83de67a
 from argparse import Namespace
@@ -89,8 +90,7 @@ _data = ('fastai.learner', 'fastai.data', 'fastai.optimizer') # what a model is 
 def comes_from_others(module:str) -> bool:
     "Is `module` of Python, of a library that models are made with, or of fastfold, so that what is in it isn't looked into?"
     root = module.partition('.')[0]
-    if module.startswith(_data): return True
-    return root in sys.stdlib_module_names or root in ('torch', 'numpy', 'pandas', 'PIL', 'fastfold')
+    return module.startswith(_data) or root in sys.stdlib_module_names or root in ('torch', 'numpy', 'pandas', 'PIL', 'fastfold')
 
 _boxes = (SimpleNamespace, Namespace, UserDict, UserList) # made to hold what others put there
 
@@ -376,7 +376,7 @@ class Guard(TorchDispatchMode):
         "Keep what is in the memory of `t`, or refuse"
         if t.layout is not torch.strided: return
         for o in self.by_memory.get(t.untyped_storage()._cdata, ()):
-            if self.refuses and is_foreign(type(self.owners.get(id(o)))) and 'renorm' not in func._schema.name: self.refuse(self.names[id(o)])
+            if self.refuses and id(o) in self.names and is_layer(self.owners[id(o)]) and 'renorm' not in func._schema.name: self.refuse(self.names[id(o)])
             if id(o) not in self.before.copies: self.before.copies[id(o)] = o.detach().clone()
 
     def check(self) -> None:
@@ -400,6 +400,10 @@ class Guard(TorchDispatchMode):
             "so what it does changes from call to call: let it change a buffer instead, or leave it as it is")
         self.error = error
         raise error
+
+def is_layer(m:nn.Module) -> bool:
+    "Is `m` a layer of PyTorch, or made of one, so that a fold may change its weights?"
+    return any(c is not nn.Module and c.__module__.startswith('torch.nn.') for c in type(m).__mro__)
 
 # %% ../nbs/00b_state.ipynb #58ccd0e5
 alone = threading.RLock() # One fold at a time

@@ -67,6 +67,7 @@ def remember(y): bank.append(y); stats.keys.append(y); stats.n += 1; return y
 def namespace(self, y): self.ns.n += 1; self.ns.seen = y; return y
 def order(self, y): self.box.move_to_end('a'); return y
 def swapped(self, y): self.queue.data = self.queue.data+1; return y
+def enqueued(self, y): self.queue[:y.shape[0]] += 1; return y
 def halved(self, y): self.small.data = self.small.data.half(); return y
 def in_class(self, y): type(self).average.add_(1); type(self).counts[0] += 1; type(self.helper).n += 1; return y
 def thaw(self, y): self.conv.weight.requires_grad_(False).grad = None; self.conv.bias.grad = y.mean((0,2,3)); return y
@@ -124,7 +125,8 @@ keepers = dict(hooks=lambda: Net(install, ready=False), bank=lambda: Net(append,
     slots=lambda: Net(in_object, cache=Slotted()), cls=lambda: Shares(of_class), modules=lambda: Net(new_module, parts=nn.ModuleList()),
     array=lambda: Net(array, counts=np.zeros(2)), namespace=lambda: Net(namespace, ns=types.SimpleNamespace(n=0)),
     order=lambda: Net(order, box=OrderedDict(a=1, b=2)), swapped=lambda: Net(swapped, queue=torch.zeros(2**19)),
-    halved=lambda: Net(halved, small=torch.zeros(2)), in_class=lambda: Averages(in_class), grads=lambda: with_grads(Net(thaw).double()),
+    enqueued=lambda: Net(enqueued, queue=torch.zeros(2**19)), halved=lambda: Net(halved, small=torch.zeros(2)),
+    in_class=lambda: Averages(in_class), grads=lambda: with_grads(Net(thaw).double()),
     slot=lambda: Net(slot, cache=Slotted()), cached=lambda: Net(cached, table=table), tells=lambda: Net(tells),
     generator=lambda: Net(generated, gen=torch.Generator(), rng=random.Random(0)),
     default=lambda: Net(grow, default=defaultdict(list)), defaults=lambda: Net(defaults), script=lambda: Net(of_script), script_class=Keeps, memo=memo,
@@ -198,6 +200,16 @@ def test_writes_the_same_numbers():
     nn.init.constant_(model.scale, 5)
     with pytest.raises(FoldError, match="writes into its parameter 'scale'"): BN_Folder().plan(model, x)
     assert model.scale==5
+
+class OwnConv(nn.Conv2d): "Folded as any other"
+
+@pytest.mark.parametrize('conv', [nn.Conv2d, OwnConv])
+def test_clamps_what_a_fold_changes(conv):
+    "Numbers that stay now wouldn't once they are scaled"
+    def clip(s, y): s.conv.weight.data.clamp_(-1, 1); return y
+    model = Net(clip)
+    model.conv = conv(3, 4, 3)
+    with pytest.raises(FoldError, match="writes into its parameter 'conv.weight'"): BN_Folder(verify=False).fold(live(model), x)
 
 def caught(s, y):
     try: s.conv.weight.data.mul_(2)
