@@ -10,7 +10,7 @@ with warnings.catch_warnings():
         ProgressCallback, load_learner, noop, set_seed)
 from fastfold.all import FoldCallback, FoldError
 from fastfold.learner import watch_data
-from tiny_learner import bits, label, learner, network, picture, same
+from tiny_learner import bits, label, learner, network, OwnFit, picture, same
 
 pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::DeprecationWarning', 'ignore:.*load_learner')
 
@@ -69,23 +69,6 @@ def test_inputs_alone(tmp_path):
     assert len(learn.fold().folded)==4
 
 # trainings of one's own
-class OwnFit(Learner):
-    "Has a `fit` of its own"
-    def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
-        with self.added_cbs(cbs):
-            if not self.opt: self.create_opt()
-            self.opt.set_hypers(lr=self.lr)
-            self.n_epoch = n_epoch
-            self('before_fit')
-            for self.epoch in range(n_epoch):
-                self('before_epoch')
-                self.dl = self.dls.train
-                self('before_train')
-                self.all_batches()
-                self('after_train')
-                self('after_epoch')
-            self('after_fit')
-
 class OtherFit(Learner):
     "Comes by `fit` in another way"
     def train_for(self, epochs):

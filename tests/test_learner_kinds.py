@@ -15,7 +15,7 @@ with warnings.catch_warnings():
     from fastai.layers import ConvLayer, LinBnDrop
     from torchvision.models import mobilenet_v3_small
 from fastfold.all import FoldCallback
-from tiny_learner import bits, same, state
+from tiny_learner import bits, OwnFit, same, state
 from random_nets import live
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -133,18 +133,6 @@ def test_gan():
         for a,b in zip(both(), want): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 # The whole life of a learner of each kind, in fastai's own order of callbacks
-class OwnLoop(Learner):
-    "Trains in a loop of its own"
-    def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
-        self.create_opt()
-        self.n_epoch = n_epoch
-        self('before_fit')
-        for self.epoch in range(n_epoch):
-            self(['before_epoch', 'before_train'])
-            self.dl = self.dls.train
-            self.all_batches()
-            self(['after_train', 'after_epoch'])
-
 class OwnFiles(Learner):
     "Writes and reads files of its own"
     def save(self, file, **kwargs): torch.save(self.model.state_dict(), self.path/file)
@@ -160,7 +148,7 @@ def torch_loaders():
     return Learner(dls, small(), loss_func=CrossEntropyLossFlat())
 
 lives = {'vision': vision(), 'unet': unet(), 'tabular': tabular(), 'collab': collab(use_nn=True, layers=[20]), 'text': text, 'gan': gan,
-    'torch': torch_loaders, 'own-loop': of_class(OwnLoop), 'own-files': of_class(OwnFiles)}
+    'torch': torch_loaders, 'own-fit': of_class(OwnFit), 'own-files': of_class(OwnFiles)}
 
 not_exported = 'gan','torch' # fastai itself can't: it wants the state of every parameter, and loaders that make new ones
 
@@ -176,7 +164,7 @@ def live_through(make, folds, path, exports):
         assert learn.is_folded
     with learn.no_bar():
         learn.fit(1)
-        fold() # a fit of one's own may not send `after_fit`
+        fold()
         learn.save('a.pth')
         learn.fit(1)
         fold()

@@ -7,7 +7,7 @@ with warnings.catch_warnings():
     from fastai.vision.all import (AvgPool, ConvLayer, CrossEntropyLossFlat, Datasets, Learner, LinBnDrop, ProgressCallback, accuracy, noop,
         set_seed)
 
-__all__ = ['bits', 'label', 'learner', 'network', 'picture', 'same', 'state'] # what tests take from here
+__all__ = ['bits', 'label', 'learner', 'network', 'OwnFit', 'picture', 'same', 'state'] # what tests take from here
 
 def picture(i): return torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(i))
 def label(i): return i%2
@@ -22,6 +22,23 @@ def learner(path, *cbs, model=None, picture=picture):
     learn = Learner(dls, network() if model is None else model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=path, cbs=list(cbs))
     learn.logger = noop
     return learn.remove_cbs([ProgressCallback])
+
+class OwnFit(Learner):
+    "Has a `fit` of its own"
+    def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
+        with self.added_cbs(cbs):
+            if not self.opt: self.create_opt()
+            self.opt.set_hypers(lr=self.lr)
+            self.n_epoch = n_epoch
+            self('before_fit')
+            for self.epoch in range(n_epoch):
+                self('before_epoch')
+                self.dl = self.dls.train
+                self('before_train')
+                self.all_batches()
+                self('after_train')
+                self('after_epoch')
+            self('after_fit')
 
 def bits(o):
     "`o` in a form that `==` compares bit by bit: NaN is equal to itself, and 0. isn't -0."
