@@ -1,9 +1,9 @@
-"The random networks of `fastfold.fuzz` as a hypothesis strategy, and norms that do something for all tests. A package shouldn't need hypothesis"
+"The random networks of `fastfold.lab.fuzz` as a hypothesis strategy, and norms that do something for all tests. A package shouldn't need hypothesis"
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from hypothesis import strategies as st
-from fastfold.fuzz import check, difference, random_net
+from fastfold.lab.fuzz import check, difference, random_net
 
 __all__ = ['check', 'difference', 'live', 'nets'] # what tests take from here
 

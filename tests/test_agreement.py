@@ -2,7 +2,7 @@
 import pytest, torch
 from torch import nn
 from torchvision import models
-from fastfold.agreement import agreement, draw_agreement
+from fastfold.lab.agreement import agreement, draw_agreement
 from fastfold.folder import BN_Folder
 from random_nets import live
 from test_merge import Block, conv, images, repvgg

@@ -18,7 +18,7 @@ def run(*args, **kwargs):
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     "A demo without network, on a few pictures and with hardly any timing; in a folder of its own"
-    from fastfold import demo
+    from fastfold.lab import demo
     def no_network(url): raise URLError(OSError(-2, 'Name or service not known'))
     monkeypatch.setattr(demo, 'untar_data', no_network)
     monkeypatch.setattr(demo, 'draw_pets', partial(demo.draw_pets, n=24))
@@ -125,7 +125,7 @@ def test_demo(small, tmp_path, capsys):
 @pytest.fixture
 def zoo(monkeypatch, tmp_path):
     "The module, and a folder of its own to run the command in"
-    from fastfold import zoo
+    from fastfold.lab import zoo
     monkeypatch.chdir(tmp_path)
     return zoo
 
@@ -201,7 +201,7 @@ def test_zoo_merge(zoo, tmp_path, capsys):
     assert '0 left, 22 sums merged, error' in rows[0] and 'merged' not in rows[1]
 
 def test_zoo_fuzz(zoo, monkeypatch, tmp_path, capsys):
-    from fastfold import fuzz
+    from fastfold.lab import fuzz
     assert main('zoo --fuzz 3'.split())==0
     assert '3 networks, ' in (out := capsys.readouterr().out) and ', 0 failures\n' in out and not any(tmp_path.iterdir())
     assert main('zoo --fuzz 3 --merge'.split())==0 and ', 0 failures\n' in capsys.readouterr().out

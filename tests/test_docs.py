@@ -49,12 +49,12 @@ def test_offline(site):
 
 def test_every_notebook_is_linked(site, root):
     "From every page to every other"
-    pages = {re.sub(r'^\d+[a-z]*_', '', f.stem)+'.html' for f in (root/'nbs').glob('*.ipynb')}
+    pages = {re.sub(r'^\d+_', '', f.stem)+'.html' for f in (root/'nbs').rglob('*.ipynb')}
     assert all(pages<={urlsplit(o).path for o in p.links} for p in site.values())
 
 def test_api_pages_open_with_an_example(site, root):
     "Before the first heading and the first entry"
-    api = {re.sub(r'^\d+\w?_', '', f.stem)+'.html' for f in (root/'nbs').glob('[0-9]*.ipynb')}
+    api = {re.sub(r'^\d+_', '', f.stem)+'.html' for f in (root/'nbs').rglob('[0-9]*.ipynb')}
     texts = {f.name: f.read_text(encoding='utf-8') for f in site if f.name in api}
     assert texts.keys()==api
     assert not [n for n,s in texts.items() if '<div class="highlight' not in re.split('<h[23]', s)[0]]

@@ -10,8 +10,8 @@ from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
 from torch.utils import checkpoint, dlpack
 from torchvision.ops import FrozenBatchNorm2d
 from timm.layers import BatchNormAct2d
-from fastfold.affine import Affine, LayerRule, LinearMap, NORMS, NormRule, conv_axis, conv_obstacle, fold_conv_bn, fold_linear_bn
-from fastfold.flow import in_float64
+from fastfold.core.affine import Affine, LayerRule, LinearMap, NORMS, NormRule, conv_axis, conv_obstacle, fold_conv_bn, fold_linear_bn
+from fastfold.core.record import in_float64
 from fastfold.folder import BN_Folder, FoldError
 from random_nets import check, difference, live, nets
 

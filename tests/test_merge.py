@@ -651,7 +651,7 @@ def test_shared_place():
 
 def test_one_wrong(monkeypatch):
     "A merge that goes wrong is taken back, the others stay"
-    from fastfold import merge as room
+    from fastfold.merge import regions as room
     net,right = live(nn.Sequential(repvgg(), nn.ReLU(), repvgg(), nn.ReLU(), repvgg())),room.merged_layer
     target = BN_Folder().fold(net, images)[2].a[0].weight
     def wrong(base, k): return right(base, replace(k, bias=k.bias+1) if torch.equal(base.weight, target) else k)
@@ -665,7 +665,7 @@ def test_one_wrong(monkeypatch):
     check_same(before, state(net))
 
 def test_failure_leaves_no_trace(monkeypatch):
-    from fastfold import changes as room
+    from fastfold.core import changes as room
     def fails(*args): raise RuntimeError('no luck')
     net = live(nn.Sequential(repvgg(), nn.ReLU()))
     before = state(net)

@@ -2,7 +2,7 @@
 and the page that explains the reasons must have them all"""
 import ast,json,re
 import pytest
-from fastfold.reasons import REASONS
+from fastfold.core.refusals import REASONS
 
 actions = """add call check compare convert define fold give install leave let load look make move nothing pass put raise remove report run split start subtract
     train try use unfold""".split()
@@ -19,7 +19,7 @@ def is_call(n, *names): return isinstance(n, ast.Call) and getattr(n.func, 'id',
 
 def nodes(root):
     "All syntax nodes of the package"
-    return [(f.stem, n) for f in sorted(root.glob('fastfold/[!_]*.py')) for n in ast.walk(ast.parse(f.read_text(encoding='utf-8')))]
+    return [(f.stem, n) for f in sorted(root.glob('fastfold/**/[!_]*.py')) for n in ast.walk(ast.parse(f.read_text(encoding='utf-8')))]
 
 def refusals(root):
     "Where each `FoldError` is raised -> its message, but for those that are caught on the spot"
@@ -59,7 +59,7 @@ def particulars(root):
 
 def page(root):
     "What the page of reasons shows, without marks for emphasis"
-    cells = json.loads((root/'nbs/reasons.ipynb').read_text(encoding='utf-8'))['cells']
+    cells = json.loads((root/'nbs/guide/reasons.ipynb').read_text(encoding='utf-8'))['cells']
     mds = [o['data'].get('text/markdown', '') for c in cells for o in c.get('outputs', []) if 'data' in o]
     return '\n'.join(map(''.join, mds)).replace('\\|', '|')
 

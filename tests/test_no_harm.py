@@ -8,8 +8,8 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 import fastfold
 from fastfold.all import BN_Folder, FoldError
-from fastfold.flow import record
-from fastfold.state import Snapshot
+from fastfold.core.record import record
+from fastfold.core.state import Snapshot
 
 package = os.path.dirname(fastfold.__file__)
 x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -734,7 +734,7 @@ def test_transformers(name, hidden):
     (model,kw),(twin,_) = transformer(name),transformer(name)
     model,twin = live(model),live(twin)
     if hidden: kw = kw | dict(output_hidden_states=True)
-    from fastfold.state import tensors_in
+    from fastfold.core.state import tensors_in
     with torch.no_grad(): want = tensors_in(twin(**kw))
     before,folder = held(model),BN_Folder()
     folder.plan(model, kw=kw)

@@ -3,7 +3,8 @@ import os,subprocess,sys
 from pathlib import Path
 import pytest
 
-nbs = sorted((Path(__file__).resolve().parent.parent/'nbs').glob('*.ipynb'))
+folder = Path(__file__).resolve().parent.parent/'nbs'
+nbs = sorted(o.relative_to(folder) for o in folder.rglob('*.ipynb') if '.ipynb_checkpoints' not in o.parts)
 
 @pytest.fixture(scope='module')
 def project(copy_to, tmp_path_factory): return copy_to(tmp_path_factory.mktemp('nbs')/'fastfold')
@@ -11,6 +12,6 @@ def project(copy_to, tmp_path_factory): return copy_to(tmp_path_factory.mktemp('
 @pytest.mark.parametrize('nb', nbs, ids=[o.stem for o in nbs])
 def test_notebook(nb, project):
     "`nbdev-test` leaves out the cells that `tst_flags` names, and prints the cell that failed"
-    res = subprocess.run([Path(sys.executable).parent/'nbdev-test', f'nbs/{nb.name}'], cwd=project, env={**os.environ, 'PYTHONPATH':str(project)},
+    res = subprocess.run([Path(sys.executable).parent/'nbdev-test', f'nbs/{nb}'], cwd=project, env={**os.environ, 'PYTHONPATH':str(project)},
         text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if res.returncode or 'Success.' not in res.stdout: pytest.fail(res.stdout, pytrace=False)

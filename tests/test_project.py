@@ -49,7 +49,7 @@ def test_metadata(wheel, root):
 
 def test_wheel_files(wheel, root):
     names = {o for o in zipfile.ZipFile(wheel).namelist() if '.dist-info/' not in o}
-    assert names=={f'fastfold/{o.name}' for o in root.glob('fastfold/*.*')}
+    assert names=={o.relative_to(root).as_posix() for o in root.glob('fastfold/**/*.*') if '__pycache__' not in o.parts}
     assert 'fastfold/py.typed' in names
 
 def test_ruff(root): run(sys.executable, '-m', 'ruff', 'check', '--no-cache', 'fastfold', 'tests', 'tools', 'setup.py', cwd=root)

@@ -4,8 +4,8 @@ import pickle, subprocess, sys
 from copy import deepcopy
 import pytest, torch
 from torch import nn
-from fastfold import changes, scales
-from fastfold.affine import NormRule
+from fastfold.core import changes, scales
+from fastfold.core.affine import NormRule
 from fastfold.folder import BN_Folder, FoldError
 from random_nets import difference, live
 from test_merge import Block, batch, check_same, conv, images, state, tensors

@@ -27,7 +27,7 @@ def html_links(
     src:str, # Markdown
 ) -> str: # the same, with each link to a notebook here turned into one to its page
     "Pages lie side by side in _docs, whether a link was written in the top folder or in nbs/"
-    src = re.sub(r'\]\((?:nbs/)?([\w.]+\.ipynb)', lambda m: f'](./{nbpath2html(m[1]).name}', src)
+    src = re.sub(r'\]\((?:[\w.]+/)*([\w.]+\.ipynb)', lambda m: f'](./{nbpath2html(m[1]).name}', src)
     return re.sub(r'\[nbs\]\(nbs\)', '`nbs`', src) # a folder has no page
 
 def documented(
@@ -47,7 +47,7 @@ def doc_links(
         name,to = m[1],m[2]
         at = next((o for o in (name, name.split('.')[-1]) if o in shown.get(to, ())), None)
         return f'[`{name}`]({to}#{at})' if at and (to==page or not re.fullmatch('[a-z]+', name)) else f'`{name}`'
-    return re.sub(r'\[`([\w.]+)`\]\(/([\w.]+\.html)#[^)]*\)', link, src)
+    return re.sub(r'\[`([\w.]+)`\]\(/(?:\w+/)*([\w.]+\.html)#[^)]*\)', link, src)
 
 def mathml(
     src:str, # Markdown with TeX between dollars
@@ -63,7 +63,7 @@ def signature(
     "Without the attributes that only Quarto reads, with short names of types, and with links to the source here"
     md = re.sub(r'\{target=.*?\}', '', md)
     md = re.sub(r'\[source\]\([^)]*/(\w+)\.py#L(\d+)\)', r'<a class="source" href="\1.py.html#L-\2">source</a>', md)
-    return re.sub(r'\btorch\.nn\.modules\.\w+\.', 'nn.', re.sub(r'\b(?:__main__|torch|fastfold\.\w+)\.(?=[A-Z])', '', md))
+    return re.sub(r'\btorch\.nn\.modules\.\w+\.', 'nn.', re.sub(r'\b(?:__main__|torch|fastfold(?:\.\w+)+)\.(?=[A-Z])', '', md))
 
 def fields(
     src:str, # of a module
@@ -107,7 +107,8 @@ def prep(
 def page_order(f:Path) -> tuple: # sort key
     "What is read first comes first, then the API in the order of its notebooks"
     first = ['index', 'tutorial.pets', 'tutorial.learner', 'questions', 'rules', 'reasons', 'merging', 'benchmarks', 'peers']
-    return (0,first.index(f.stem)) if f.stem in first else (1,f.stem)
+    rooms = ['core', 'merge', 'report', '_proc', 'training', 'lab'] # folders; those above them have no folder of their own
+    return (0,first.index(f.stem)) if f.stem in first else (1,rooms.index(f.parent.name),f.stem)
 
 def nav_html(
     titles:dict[str,str], # page -> its title
@@ -129,12 +130,12 @@ def main():
     cfg.doc_path.mkdir(exist_ok=True)
     export = HTMLExporter(template_name='basic', exclude_input_prompt=True, exclude_output_prompt=True,
         config=Config(TagRemovePreprocessor=dict(enabled=True, remove_input_tags=['no-input']))).from_notebook_node
-    nbs = sorted(proc_nbs(n_workers=0).glob('*.ipynb'), key=page_order)
+    nbs = sorted(proc_nbs(n_workers=0).rglob('*.ipynb'), key=page_order)
     pages = {nbpath2html(f).name: read_nb(f) for f in nbs}
     shown = {p: documented(nb) for p,nb in pages.items()}
     titles = {p: nb_frontmatter(nb)['title'] for p,nb in pages.items()}
     def write(page, title, body): (cfg.doc_path/page).write_text(frame.format(title=escape(title), nav=nav_html(titles, page), body=body), encoding='utf-8')
-    srcs = {f.name: f.read_text(encoding='utf-8') for f in sorted(cfg.lib_path.glob('[!_]*.py'))}
+    srcs = {f.name: f.read_text(encoding='utf-8') for f in sorted(cfg.lib_path.rglob('[!_]*.py'))}
     for page,nb in pages.items():
         write(page, titles[page], export(prep(nb, page, shown, fields(srcs.get(page.replace('.html', '.py'), ''))))[0])
     for n,src in srcs.items(): write(f'{n}.html', n, f'<h1>{n}</h1>' + highlight(src, PythonLexer(), HtmlFormatter(lineanchors='L')))

@@ -5,10 +5,10 @@ from torch import nn
 from torchvision.models import resnet18
 import torch
 from fastcore.script import call_parse
-from fastfold.bench import benchmark, without_norms
-from fastfold.flow import Flow, record
+from fastfold.lab.bench import benchmark, without_norms
+from fastfold.core.record import Flow, record
 from fastfold.folder import BN_Folder
-from fastfold.report import card, colors, write
+from fastfold.report.report import card, colors, write
 
 images = Path(__file__).resolve().parent.parent/'images'
 

@@ -42,12 +42,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as d:
         shutil.copytree(root/'fastfold', f'{d}/fastfold', ignore=shutil.ignore_patterns('__pycache__', '_modidx.py'))
         at = {}
-        for f in Path(d).glob('fastfold/*.py'):
-            new,at[f.name] = merged(f.read_text(encoding='utf-8'))
+        for f in Path(d).glob('fastfold/**/*.py'):
+            new,at[f.relative_to(d).as_posix()] = merged(f.read_text(encoding='utf-8'))
             f.write_text(new, encoding='utf-8')
         cmd = [sys.executable, '-m', 'mypy', '--config-file', root/'pyproject.toml', '--cache-dir', Path(sys.prefix)/'mypy-cache', *sys.argv[1:], 'fastfold']
         res = subprocess.run(cmd, cwd=d, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    print(re.sub(r'^fastfold.(\w+\.py):(\d+)', lambda m: f'fastfold/{m[1]}:{at[m[1]][int(m[2])-1]}', res.stdout, flags=re.M), end='')
+    print(re.sub(r'^(fastfold/[\w/]+\.py):(\d+)', lambda m: f'{m[1]}:{at[m[1]][int(m[2])-1]}', res.stdout, flags=re.M), end='')
     return res.returncode
 
 if __name__=='__main__': sys.exit(main())
