@@ -5,4 +5,5 @@ from setuptools import setup
 cfg = ConfigParser(delimiters=['='], interpolation=None)
 cfg.read('settings.ini', encoding='utf-8')
 reqs = cfg['DEFAULT']
-setup(install_requires=reqs['requirements'].split(), extras_require={k: reqs[f'{k}_requirements'].split() for k in ('dev','peers')})
+extras = {k: reqs[f'{k}_requirements'].split() for k in ('dev','peers')}
+setup(install_requires=reqs['requirements'].split(), extras_require=extras)

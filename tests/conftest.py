@@ -6,6 +6,11 @@ import pytest
 # tests change folder, and a relative home would then send fastai downloading
 if home := os.environ.get('FASTAI_HOME'): os.environ['FASTAI_HOME'] = str(Path(home).expanduser().resolve())
 
+@pytest.fixture(autouse=True)
+def errors_of_rules(monkeypatch):
+    "A rule for crossing an operation that fails has a fault, which must not be hidden"
+    monkeypatch.setattr('fastfold.core.rules.strict', True)
+
 @pytest.fixture(scope='session')
 def root() -> Path:
     "The checkout"

@@ -1,4 +1,5 @@
-"""Where folded models are compared with the original, both agree: no place is taken from a stretch in which they are meant to differ"""
+"""Where folded models are compared with the original, both agree: no place is taken from a stretch in which they are
+meant to differ"""
 import pytest, torch
 from torch import nn
 from torchvision import models
@@ -18,11 +19,13 @@ def agrees(model, x, least, **options):
     assert (df.rounding==0).all() and df.layer.iloc[-1]=='the model' and len(df)>=least
     return list(df.layer)
 
-@pytest.mark.parametrize('name,least', [('densenet121', 130), ('googlenet', 70), ('mobilenet_v3_small', 60), ('shufflenet_v2_x0_5', 60)])
+@pytest.mark.parametrize('name,least', [
+    ('densenet121', 130), ('googlenet', 70), ('mobilenet_v3_small', 60), ('shufflenet_v2_x0_5', 60)])
 def test_torchvision(name, least):
     agrees(getattr(models, name)(weights=None), torch.randn(2, 3, 64, 64, dtype=torch.float64), least)
 
-@pytest.mark.parametrize('name,least,options', [('efficientnet_b0', 100, {}), ('mobileone_s0', 20, dict(merge=True)), ('repvit_m0_9', 60, dict(merge=True)),
+@pytest.mark.parametrize('name,least,options', [
+    ('efficientnet_b0', 100, {}), ('mobileone_s0', 20, dict(merge=True)), ('repvit_m0_9', 60, dict(merge=True)),
     ('convnext_atto', 60, dict(layer_scale=True)), ('levit_128s', 50, {})])
 def test_timm(name, least, options):
     timm = pytest.importorskip('timm')
@@ -31,11 +34,15 @@ def test_timm(name, least, options):
 def test_places():
     assert agrees(nn.Sequential(repvgg(), nn.ReLU()), images, 2, merge=True)==['0', '1', 'the model']
     shared = nn.ReLU()
-    assert agrees(nn.Sequential(conv(), nn.BatchNorm2d(4), shared, conv(), shared), images, 2)==['1', '2 (1)', '3', '2 (2)', 'the model']
+    model = nn.Sequential(conv(), nn.BatchNorm2d(4), shared, conv(), shared)
+    assert agrees(model, images, 2)==['1', '2 (1)', '3', '2 (2)', 'the model']
     twice = Block(lambda m,x: dict(a=m.conv(x).argmax(), b=m.conv(x)), conv=conv())
-    assert agrees(nn.Sequential(conv(), nn.BatchNorm2d(4), twice), images, 2)==['1', '2.conv (1)', '2.conv (2)', 'the model']
+    model = nn.Sequential(conv(), nn.BatchNorm2d(4), twice)
+    assert agrees(model, images, 2)==['1', '2.conv (1)', '2.conv (2)', 'the model']
 
 def test_nothing_folded():
-    df = agreement(model := nn.Sequential(nn.ReLU()), model, (folder := BN_Folder()).fold(model, images) and folder.report, images.float())
+    model,folder = nn.Sequential(nn.ReLU()),BN_Folder()
+    folder.fold(model, images)
+    df = agreement(model, model, folder.report, images.float())
     assert df.layer.tolist()==['0', 'the model'] and not df.difference.any()
     draw_agreement(df)

@@ -1,4 +1,5 @@
-"The command line as a whole: exit codes, messages, the files it leaves, and that these need no fastfold. Notebooks can't show a process end"
+"""The command line as a whole: exit codes, messages, the files it leaves, and that these need no fastfold. Notebooks
+can't show a process end"""
 import json,os,subprocess,sys,warnings
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,8 @@ import cloudpickle, pandas as pd, pytest, torch
 from torch import nn
 with warnings.catch_warnings():
     warnings.simplefilter('ignore')
-    from fastai.vision.all import ConvLayer, CrossEntropyLossFlat, Datasets, Flatten, Hook, Learner, LinBnDrop, load_learner, set_seed
+    from fastai.vision.all import (ConvLayer, CrossEntropyLossFlat, Datasets, Flatten, Hook, Learner, LinBnDrop,
+        load_learner, set_seed)
 from fastfold import __version__
 from fastfold.cli import main
 
@@ -17,18 +19,18 @@ def run(*args, **kwargs):
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    "A demo without network, on a few pictures and with hardly any timing; in a folder of its own"
-    from fastfold.lab import demo
+    "The pictures of a demo without network, few of them and with hardly any timing; in a folder of its own"
+    from fastfold.lab import comparison, pets
     def no_network(url): raise URLError(OSError(-2, 'Name or service not known'))
-    monkeypatch.setattr(demo, 'untar_data', no_network)
-    monkeypatch.setattr(demo, 'draw_pets', partial(demo.draw_pets, n=24))
-    monkeypatch.setattr(demo, 'compare', partial(demo.compare, rounds=1, min_time=1e-4, batch_sizes=(1,)))
+    monkeypatch.setattr(pets, 'untar_data', no_network)
+    monkeypatch.setattr(pets, 'draw_pets', partial(pets.draw_pets, n=24))
+    monkeypatch.setattr(comparison, 'compare', partial(comparison.compare, rounds=1, min_time=1e-4, batch_sizes=(1,)))
     monkeypatch.chdir(tmp_path)
-    return demo
+    return pets
 
 def test_help(capsys):
-    for args,shown in ((['--help'], 'demo'), (['demo','--help'], '--epochs'), (['zoo','--help'], '--peers'), (['fold','--help'], '--trust'),
-            (['--version'], f'fastfold {__version__}')):
+    for args,shown in ((['--help'], 'demo'), (['demo','--help'], '--epochs'), (['zoo','--help'], '--peers'),
+            (['fold','--help'], '--trust'), (['--version'], f'fastfold {__version__}')):
         with pytest.raises(SystemExit) as e: main(args)
         assert e.value.code==0 and shown in capsys.readouterr().out
 
@@ -43,13 +45,15 @@ finally: print(sorted({'torch','fastai'} & set(sys.modules)))"""
 def test_module(root):
     assert run('-m', 'fastfold.cli', '--version', cwd=root).stdout==f'fastfold {__version__}\n'
 
-@pytest.mark.parametrize('args,says', [([], 'required: command'), (['flod'], "invalid choice: 'flod'"),
-    (['demo','--epochs','many'], 'invalid int'), (['demo','extra'], 'extra'), (['zoo','--fuzz'], 'expected one argument')])
+@pytest.mark.parametrize('args,says', [
+    ([], 'required: command'), (['flod'], "invalid choice: 'flod'"), (['demo','--epochs','many'], 'invalid int'),
+    (['demo','extra'], 'extra'), (['zoo','--fuzz'], 'expected one argument')])
 def test_usage(args, says, capsys):
     with pytest.raises(SystemExit) as e: main(args)
     assert e.value.code==2 and says in capsys.readouterr().err
 
-@pytest.mark.parametrize('args,says', [(['--epochs','0'], 'at least 1'), (['--bs','1'], 'at least 2'), (['--device','abacus'], "device 'abacus'"),
+@pytest.mark.parametrize('args,says', [
+    (['--epochs','0'], 'at least 1'), (['--bs','1'], 'at least 2'), (['--device','abacus'], "device 'abacus'"),
     (['--device','cuda:99'], "device 'cuda:99'"), (['--arch','resnet81'], "no architecture 'resnet81': try resnet")])
 def test_options(args, says, small, capsys, tmp_path):
     "What can't be had is said in one line, before anything is done"
@@ -68,11 +72,13 @@ def test_unwritable(small, tmp_path, capsys):
         o,err = capsys.readouterr()
         assert "can't write to" in err and err.count('\n')==1 and not o
 
-@pytest.mark.parametrize('error,code,says', [(OSError(28, 'No space left on device'), 1, 'No space left on device'),
-    (RuntimeError('CUDA out of memory.\nTry less'), 1, 'CUDA out of memory.'), (KeyboardInterrupt(), 130, 'interrupted')])
+@pytest.mark.parametrize('error,code,says', [
+    (OSError(28, 'No space left on device'), 1, 'No space left on device'),
+    (RuntimeError('CUDA out of memory.\nTry less'), 1, 'CUDA out of memory.'),
+    (KeyboardInterrupt(), 130, 'interrupted')])
 def test_failure(error, code, says, small, monkeypatch, capsys):
     def fail(*args): raise error
-    monkeypatch.setattr(small, 'pets_learner', fail)
+    monkeypatch.setattr('fastfold.lab.demo.pets_learner', fail)
     assert main(['demo'])==code
     err = capsys.readouterr().err
     assert err.startswith('fastfold demo: ') and says in err and err.count('\n')==1
@@ -96,7 +102,8 @@ def test_empty_download(small, monkeypatch, tmp_path):
 
 def test_drawn_alike(small, tmp_path):
     "The same seed draws the same pictures, another one others"
-    def drawn(name, seed): return {o.name: o.read_bytes() for o in (small.draw_pets(tmp_path/name, seed=seed)/'images').iterdir()}
+    def drawn(name, seed):
+        return {o.name: o.read_bytes() for o in (small.draw_pets(tmp_path/name, seed=seed)/'images').iterdir()}
     a,b,c = drawn('a', 0),drawn('b', 0),drawn('c', 1)
     assert a==b and a.keys()==c.keys() and a!=c
 
@@ -132,16 +139,20 @@ def zoo(monkeypatch, tmp_path):
 def test_zoo(zoo, tmp_path, capsys):
     assert main('zoo resnet18 densenet121 tabular_learner --size 32 --out o/p'.split())==0
     out,err = capsys.readouterr()
-    assert [o.split()[0] for o in out.splitlines()[:2]]==['resnet18','densenet121'] and '  20 norms,   0 left, error' in out
+    assert [o.split()[0] for o in out.splitlines()[:2]]==['resnet18','densenet121']
+    assert '  20 norms,   0 left, error' in out
     assert ' kept: its input is also used by cat' in out and 'zoo.csv, zoo.png' in out and '\r' not in out and not err
     assert {o.name for o in (tmp_path/'o/p').iterdir()}=={'zoo.csv','zoo.png'}
     df = pd.read_csv(tmp_path/'o/p/zoo.csv')
-    assert list(df.model)==['resnet18','densenet121','tabular_learner'] and list(df.left>0)==[False,True,False] and df.error.max()<1e-9
+    assert list(df.model)==['resnet18','densenet121','tabular_learner']
+    assert list(df.left>0)==[False,True,False] and df.error.max()<1e-9
     assert (tmp_path/'o/p/zoo.png').read_bytes().startswith(b'\x89PNG')
 
-@pytest.mark.parametrize('args,says', [(['resnet81'], "no architecture 'resnet81': try resnet"), (['none.json'], "can't read none.json"),
-    (['bad.json'], 'bad.json is not JSON'), (['list.json'], 'list.json has to be of the form'), (['resnet18','--fuzz','3'], 'leave out the names'),
-    (['--size','0'], 'size must be at least 1'), (['--fuzz','-1'], 'fuzz must be at least 0')])
+@pytest.mark.parametrize('args,says', [
+    (['resnet81'], "no architecture 'resnet81': try resnet"), (['none.json'], "can't read none.json"),
+    (['bad.json'], 'bad.json is not JSON'), (['list.json'], 'list.json has to be of the form'),
+    (['resnet18','--fuzz','3'], 'leave out the names'), (['--size','0'], 'size must be at least 1'),
+    (['--fuzz','-1'], 'fuzz must be at least 0')])
 def test_zoo_options(args, says, zoo, tmp_path, capsys):
     (tmp_path/'bad.json').write_text('{')
     (tmp_path/'list.json').write_text('["resnet18"]')
@@ -151,16 +162,19 @@ def test_zoo_options(args, says, zoo, tmp_path, capsys):
 
 def test_zoo_peers(zoo, monkeypatch, capsys):
     "One that isn't installed is a line, and so is one that fails or is wrong"
+    from fastfold.lab import trials
     def fails(model, *xb): raise TypeError('no\nway')
-    monkeypatch.setattr(zoo, 'FOLDERS', dict(fastfold=zoo.FOLDERS['fastfold'], absent=(fails, 'no_such_module'), broken=(fails, 'torch'),
-        careless=(lambda model, *xb: lambda x: model(x)+1, 'torch')))
+    def careless(model, *xb): return lambda x: model(x)+1
+    monkeypatch.setattr(trials, 'FOLDERS', dict(fastfold=trials.FOLDERS['fastfold'], absent=(fails, 'no_such_module'),
+        broken=(fails, 'torch'), careless=(careless, 'torch')))
     assert main('zoo resnet18 --size 32 --peers'.split())==0
     out = capsys.readouterr().out
     assert 'absent is not installed: pip install -e ".[peers]"\n' in out and out.count('absent')==1
     assert 'fails: TypeError: no\n' in out and 'WRONG' in out
 
 def test_zoo_list(zoo, tmp_path, capsys):
-    (tmp_path/'a.json').write_text(json.dumps(dict(resnet18=dict(hw=[40,32], norms=20, left=0), densenet121=dict(hw=[32,32], left=0))))
+    expected = dict(resnet18=dict(hw=[40,32], norms=20, left=0), densenet121=dict(hw=[32,32], left=0))
+    (tmp_path/'a.json').write_text(json.dumps(expected))
     assert main(['zoo','a.json'])==1
     out,err = capsys.readouterr()
     assert ' 0 left (at most 0)' in out and ' left (MORE than 0)' in out
@@ -168,14 +182,16 @@ def test_zoo_list(zoo, tmp_path, capsys):
 
 def test_zoo_wrong(zoo, monkeypatch, capsys):
     "A wrong fold by fastfold is a failure"
-    monkeypatch.setitem(zoo.FOLDERS, 'fastfold', (lambda model, *xb: nn.Linear(3, 2).double(), 'fastfold'))
+    from fastfold.lab import trials
+    monkeypatch.setitem(trials.FOLDERS, 'fastfold', (lambda model, *xb: nn.Linear(3, 2).double(), 'fastfold'))
     assert main('zoo resnet18 --size 32'.split())==1
     assert 'resnet18 RuntimeError: ' in capsys.readouterr().err
 
 def test_zoo_impossible(zoo, monkeypatch, tmp_path, capsys):
     "A network that can't be made is a line, and the next one has its turn"
+    from fastfold.lab import models
     def broken(): raise ImportError('it needs more')
-    monkeypatch.setattr(zoo, 'unet', broken)
+    monkeypatch.setattr(models, 'unet', broken)
     assert main('zoo unet_learner tabular_learner'.split())==0
     out = capsys.readouterr().out
     assert 'fails: ImportError: it needs more' in out and '3 norms,   0 left' in out
@@ -203,13 +219,15 @@ def test_zoo_merge(zoo, tmp_path, capsys):
 def test_zoo_fuzz(zoo, monkeypatch, tmp_path, capsys):
     from fastfold.lab import fuzz
     assert main('zoo --fuzz 3'.split())==0
-    assert '3 networks, ' in (out := capsys.readouterr().out) and ', 0 failures\n' in out and not any(tmp_path.iterdir())
+    out = capsys.readouterr().out
+    assert '3 networks, ' in out and ', 0 failures\n' in out and not any(tmp_path.iterdir())
     assert main('zoo --fuzz 3 --merge'.split())==0 and ', 0 failures\n' in capsys.readouterr().out
     def wrong(net, merge): raise AssertionError('it differs')
     monkeypatch.setattr(fuzz, 'check', wrong)
     assert main('zoo --fuzz 2 --seed 7'.split())==1
     out,err = capsys.readouterr()
-    assert 'seed 7: AssertionError: it differs\nseed 8: ' in out and err.startswith('fastfold zoo: 2 of 2 networks failed: run one alone ')
+    assert 'seed 7: AssertionError: it differs\nseed 8: ' in out
+    assert err.startswith('fastfold zoo: 2 of 2 networks failed: run one alone ')
 
 def picture(i): return torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(i))
 def label(i): return i%2
@@ -219,7 +237,8 @@ def output_of(m, i, o): return o.detach()
 def network(*layers):
     "A network whose norms have seen something"
     set_seed(42)
-    model = nn.Sequential(ConvLayer(3,8), ConvLayer(8,8,stride=2), nn.AdaptiveAvgPool2d(2), Flatten(), *layers, LinBnDrop(32,2,p=.5))
+    model = nn.Sequential(ConvLayer(3,8), ConvLayer(8,8,stride=2), nn.AdaptiveAvgPool2d(2), Flatten(), *layers,
+        LinBnDrop(32,2,p=.5))
     for _ in range(5): model(3*torch.randn(8,3,8,8)+1)
     return model
 
@@ -255,9 +274,11 @@ for o in sys.argv[1:]:
 def test_fold(d, export, capsys):
     assert main(['fold','export.pkl'])==0
     out,err = capsys.readouterr()
-    assert out.startswith('3 of 3 norms folded, ') and out.endswith('\nIn export-folded.pkl\n') and err==warning('export.pkl')
+    assert out.startswith('3 of 3 norms folded, ') and out.endswith('\nIn export-folded.pkl\n')
+    assert err==warning('export.pkl')
     now = files(d)
-    assert sorted(now)==['export-folded.pkl','export.pkl'] and now['export.pkl']==export and len(now['export-folded.pkl'])<len(export)
+    assert sorted(now)==['export-folded.pkl','export.pkl']
+    assert now['export.pkl']==export and len(now['export-folded.pkl'])<len(export)
     assert (d/'export-folded.pkl').stat().st_mode & 0o777==0o600
     both = 'export.pkl','export-folded.pkl'
     res = run('-c', predict, *both, cwd=d)
@@ -269,7 +290,8 @@ def test_fold(d, export, capsys):
 
 def test_fold_process(d, root):
     "From the shell, with classes and functions of a notebook"
-    res = run('-m', 'fastfold.cli', 'fold', 'export.pkl', '-o', 'o.pkl', cwd=d, env={**os.environ, 'PYTHONPATH':str(root)})
+    env = {**os.environ, 'PYTHONPATH':str(root)}
+    res = run('-m', 'fastfold.cli', 'fold', 'export.pkl', '-o', 'o.pkl', cwd=d, env=env)
     assert res.returncode==0 and res.stdout.endswith('In o.pkl\n') and res.stderr==warning('export.pkl')
     assert 'o.pkl' in files(d)
 
@@ -296,9 +318,12 @@ def test_fold_hooked(d):
     x = torch.randn(4,3,8,8)
     assert folded.eval()(x).shape==(4,2) and folded.stored.stored.shape==(4,8,8,8)
 
-@pytest.mark.parametrize('args,says', [(['no.pkl'], "can't read no.pkl: No such file"), (['folder'], 'folder is not a file'),
-    (['export.pkl','-o','other.pkl'], 'other.pkl is there already: --force'), (['export.pkl','-o','export.pkl'], 'export.pkl is there already: --force'),
-    (['export.pkl','-o','folder','--force'], 'folder is a folder'), (['shared.pkl'], 'others can write to shared.pkl: add --trust'),
+@pytest.mark.parametrize('args,says', [
+    (['no.pkl'], "can't read no.pkl: No such file"), (['folder'], 'folder is not a file'),
+    (['export.pkl','-o','other.pkl'], 'other.pkl is there already: --force'),
+    (['export.pkl','-o','export.pkl'], 'export.pkl is there already: --force'),
+    (['export.pkl','-o','folder','--force'], 'folder is a folder'),
+    (['shared.pkl'], 'others can write to shared.pkl: add --trust'),
     (['export.pkl','--device','abacus'], "device 'abacus' can't be used")])
 def test_fold_refuses(args, says, d, capsys):
     (d/'folder').mkdir()
@@ -318,7 +343,8 @@ def test_fold_trust(d, monkeypatch, capsys):
     monkeypatch.delattr(os, 'getuid')
     assert main(['fold','export.pkl'])==2
     out,err = capsys.readouterr()
-    assert not out and 'belongs to another user: add --trust' in err and "can't be told here: add --trust" in err and err.count('\n')==2
+    assert not out and 'belongs to another user: add --trust' in err and "can't be told here: add --trust" in err
+    assert err.count('\n')==2
     assert main(['fold','export.pkl','--trust'])==0
     assert capsys.readouterr().err==warning('export.pkl')
 
@@ -331,8 +357,10 @@ def test_fold_force(d, capsys):
     for o in 'export.pkl','o.pkl': assert not load_learner(o).fold().rows
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
-@pytest.mark.parametrize('name,says', [('text', "it may be damaged or no pickle: give what"), ('empty', "can't be loaded"), ('half', "can't be loaded"),
-    ('weights', 'holds no learner or model (OrderedDict): give what'), ('absent', "needs the module 'no_such', which can't be found: install it"),
+@pytest.mark.parametrize('name,says', [
+    ('text', "it may be damaged or no pickle: give what"), ('empty', "can't be loaded"), ('half', "can't be loaded"),
+    ('weights', 'holds no learner or model (OrderedDict): give what'),
+    ('absent', "needs the module 'no_such', which can't be found: install it"),
     ('gone', "needs what can't be found here (Can't get attribute 'Opaque'"),
     ('scripted', 'is a scripted module'), ('opaque', 'no example batch could be inferred for Opaque')])
 def test_fold_fails(name, says, d, export, capsys, monkeypatch):
@@ -355,9 +383,12 @@ def test_fold_fails(name, says, d, export, capsys, monkeypatch):
     before = files(d)
     assert main(['fold', name])==1
     out,err = capsys.readouterr()
-    assert err.startswith(f'{warning(name)}fastfold fold: ') and says in err and err.count('\n')==2 and not out and files(d)==before
+    assert err.startswith(f'{warning(name)}fastfold fold: ') and says in err and err.count('\n')==2
+    assert not out and files(d)==before
 
-@pytest.mark.parametrize('layers,says', [([nn.Conv2d(3,4,1)], 'no norms to fold'), ([nn.Conv2d(3,4,1), nn.ReLU(), nn.BatchNorm2d(4)], '0 of 1 norm folded')])
+@pytest.mark.parametrize('layers,says', [
+    ([nn.Conv2d(3,4,1)], 'no norms to fold'),
+    ([nn.Conv2d(3,4,1), nn.ReLU(), nn.BatchNorm2d(4)], '0 of 1 norm folded')])
 def test_fold_nothing(layers, says, d, capsys):
     "No failure, but no file"
     torch.save(nn.Sequential(*layers), 'model.pth')
@@ -365,10 +396,13 @@ def test_fold_nothing(layers, says, d, capsys):
     before = files(d)
     assert main(['fold','model.pth'])==0
     out = capsys.readouterr().out
-    assert out.startswith(says) and out.endswith('\nNothing to fold, so model-folded.pkl is not written\n') and files(d)==before
+    assert out.startswith(says) and out.endswith('\nNothing to fold, so model-folded.pkl is not written\n')
+    assert files(d)==before
 
-@pytest.mark.parametrize('owner,name', [(os,'replace'), (Path,'write_bytes'), (torch,'save')], ids=['replace','write','save'])
-@pytest.mark.parametrize('error,code,says', [(OSError(28, 'No space left on device'), 1, 'No space left on device'), (KeyboardInterrupt(), 130, 'interrupted')],
+@pytest.mark.parametrize('owner,name', [(os,'replace'), (Path,'write_bytes'), (torch,'save')],
+    ids=['replace','write','save'])
+@pytest.mark.parametrize('error,code,says', [
+    (OSError(28, 'No space left on device'), 1, 'No space left on device'), (KeyboardInterrupt(), 130, 'interrupted')],
     ids=['full','interrupted'])
 def test_fold_no_halves(owner, name, error, code, says, d, monkeypatch, capsys):
     "What can't be written whole leaves nothing, and what was to be replaced as it was"

@@ -1,4 +1,5 @@
-"Every page of the documentation can be had without a network, and no link leads nowhere. A notebook can't teach this: it is about all of them together"
+"""Every page of the documentation can be had without a network, and no link leads nowhere. A notebook can't teach this:
+it is about all of them together"""
 import os,re,subprocess,sys
 from html.parser import HTMLParser
 from urllib.parse import unquote,urlsplit
@@ -24,7 +25,8 @@ def site(copy_to, tmp_path_factory):
     "The pages of the documentation, by path"
     d = copy_to(tmp_path_factory.mktemp('docs')/'fastfold')
     env = {**os.environ, 'PYTHONPATH':str(d)}
-    res = subprocess.run([sys.executable, 'tools/docs.py'], cwd=d, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    res = subprocess.run([sys.executable, 'tools/docs.py'], cwd=d, env=env, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT)
     assert res.returncode==0, res.stdout
     return {f: Page(f) for f in (d/'_docs').glob('*.html')}
 
@@ -38,7 +40,9 @@ def broken(link, page, site):
     return f'{link} is no place on that page' if o.fragment and unquote(o.fragment) not in site[target].anchors else ''
 
 def test_links(site):
-    wrong = {f.name: res for f,p in site.items() if (res := sorted({r for o in p.links+p.loads if (r := broken(o, f, site))}))}
+    wrong = {}
+    for f,p in site.items():
+        if res := sorted({r for o in p.links+p.loads if (r := broken(o, f, site))}): wrong[f.name] = res
     assert not wrong
 
 def test_offline(site):
@@ -62,7 +66,8 @@ def test_api_pages_open_with_an_example(site, root):
 def test_readme_links(root):
     "Relative links of the README lead to files, and its anchors to headings"
     text = (root/'README.md').read_text(encoding='utf-8')
-    headings = {re.sub(r'[^\w\- ]', '', o).strip().lower().replace(' ', '-') for o in re.findall(r'^#+ (.*)$', text, flags=re.M)}
+    titles = re.findall(r'^#+ (.*)$', text, flags=re.M)
+    headings = {re.sub(r'[^\w\- ]', '', o).strip().lower().replace(' ', '-') for o in titles}
     links = [o for o in re.findall(r'\]\(([^)\s]+)\)', text) if urlsplit(o).scheme not in ('http','https')]
     assert links
     assert not [o for o in links if not (o[1:] in headings if o[0]=='#' else (root/urlsplit(o).path).exists())]

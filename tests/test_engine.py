@@ -1,5 +1,6 @@
-"""What notebooks can't teach about the engine: dull sweeps over layers, dtypes and flags, and every odd model that was ever folded wrongly or might be.
-Verification is off, unless it is what is tested, so that the plan alone has to be right; everything is in float64, to 1e-9"""
+"""What notebooks can't teach about the engine: dull sweeps over layers, dtypes and flags, and every odd model that was
+ever folded wrongly or might be. Verification is off, unless it is what is tested, so that the plan alone has to be
+right; everything is in float64, to 1e-9"""
 import pickle, subprocess, sys, warnings
 from copy import deepcopy
 import numpy as np, pytest, torch
@@ -10,10 +11,13 @@ from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
 from torch.utils import checkpoint, dlpack
 from torchvision.ops import FrozenBatchNorm2d
 from timm.layers import BatchNormAct2d
-from fastfold.core.affine import Affine, LayerRule, LinearMap, NORMS, NormRule, conv_axis, conv_obstacle, fold_conv_bn, fold_linear_bn
-from fastfold.core.record import in_float64
-from fastfold.folder import BN_Folder, FoldError
-from random_nets import check, difference, live, nets
+from fastfold.core.absorb import fold_conv_bn, fold_linear_bn
+from fastfold.core.affine import Affine, LinearMap
+from fastfold.core.rules import LayerRule, NORMS, NormRule, conv_axis, conv_obstacle
+from fastfold.core.recorder import in_float64
+from fastfold.core.refusals import FoldError
+from fastfold.folder import BN_Folder
+from random_nets import batch, check, difference, live, nets
 
 warnings.filterwarnings('ignore', message='.*weight_norm.* is deprecated')
 
@@ -31,7 +35,6 @@ class Net(Parts):
 
 def conv(i=4, o=4, k=3, **kwargs): return nn.Conv2d(i, o, k, **kwargs)
 def pair(forward, **more): return Net(forward, **dict(conv=conv(), bn=nn.BatchNorm2d(4)) | more)
-def batch(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 images = batch(3, 4, 6, 6)
 
 def tensors(model, *xb):
@@ -103,8 +106,11 @@ def test_no_bias_in_norm():
     model = nn.Sequential(conv(), nn.BatchNorm2d(4))
     model[1].bias = None
     folds(model, images)
-def test_batch_statistics(): keeps(nn.Sequential(conv(), nn.BatchNorm2d(4, track_running_stats=False)), images, why='running statistics')
-def test_subclasses_that_change_nothing(): folds(nn.Sequential(type('C', (nn.Conv2d,), {})(4, 4, 3), type('N', (nn.BatchNorm2d,), {})(4)), images)
+def test_batch_statistics():
+    keeps(nn.Sequential(conv(), nn.BatchNorm2d(4, track_running_stats=False)), images, why='running statistics')
+def test_subclasses_that_change_nothing():
+    layer,norm = type('C', (nn.Conv2d,), {}),type('N', (nn.BatchNorm2d,), {})
+    folds(nn.Sequential(layer(4, 4, 3), norm(4)), images)
 
 # on the way
 
@@ -112,18 +118,22 @@ ways = dict(
     dropout = lambda: nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 3)),
     dropout_ = lambda: nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(.5, True), nn.Linear(4, 3)),
     identity = lambda: nn.Sequential(nn.Linear(4, 3), nn.Identity(), nn.BatchNorm1d(3)),
-    flatten = lambda: nn.Sequential(nn.Unflatten(1, (4, 1)), nn.BatchNorm1d(4), nn.Flatten(), nn.Dropout(), nn.Linear(4, 3)),
+    flatten = lambda: nn.Sequential(nn.Unflatten(1, (4, 1)), nn.BatchNorm1d(4), nn.Flatten(), nn.Dropout(),
+        nn.Linear(4, 3)),
 )
 @pytest.mark.parametrize('name', ways)
 def test_through(name): folds(ways[name](), batch(3, 4), others=[(batch(1, 4, seed=1),)])
 
-@pytest.mark.parametrize('flat', [lambda z: z.flatten(1), lambda z: torch.flatten(z, 1), lambda z: z.view(len(z), -1), lambda z: z.reshape(len(z), -1),
-    lambda z: torch.reshape(z, (len(z), 144))])
+@pytest.mark.parametrize('flat', [
+    lambda z: z.flatten(1), lambda z: torch.flatten(z, 1), lambda z: z.view(len(z), -1),
+    lambda z: z.reshape(len(z), -1), lambda z: torch.reshape(z, (len(z), 144))])
 def test_flatten(flat):
-    folds(Net(lambda s,x: s.l(flat(s.bn(x))), bn=nn.BatchNorm2d(4), l=nn.Linear(144, 3)), images, others=[(images[:1],)])
+    model = Net(lambda s,x: s.l(flat(s.bn(x))), bn=nn.BatchNorm2d(4), l=nn.Linear(144, 3))
+    folds(model, images, others=[(images[:1],)])
 
-def test_keyword_calls(): folds(Net(lambda s,x: s.l(input=s.bn(input=s.c(input=x)).flatten(start_dim=1)), c=conv(), bn=nn.BatchNorm2d(4), l=nn.Linear(64, 3)),
-    images)
+def test_keyword_calls():
+    def f(s, x): return s.l(input=s.bn(input=s.c(input=x)).flatten(start_dim=1))
+    folds(Net(f, c=conv(), bn=nn.BatchNorm2d(4), l=nn.Linear(64, 3)), images)
 def test_in_a_row(): folds(nn.Sequential(conv(), *(nn.BatchNorm2d(4) for _ in range(3)), conv()), images, n=3)
 def test_in_a_row_ahead(): folds(nn.Sequential(*(nn.BatchNorm2d(4) for _ in range(3)), conv()), images, n=3)
 def test_before_and_after(): folds(nn.Sequential(nn.BatchNorm2d(4), conv(), nn.BatchNorm2d(4)), images, n=2)
@@ -131,14 +141,16 @@ def test_twice_the_same_norm(): fold(pair(lambda s,x: s.bn(s.bn(s.conv(x)))), im
 def test_siamese(): folds(pair(lambda s,x: s.bn(s.conv(x))-s.bn(s.conv(x*2))), images)
 def test_two_users_that_absorb(): folds(pair(lambda s,x: (lambda z: s.conv(z)+s.c2(z))(s.bn(x)), c2=conv()), images)
 def test_recursive(): fold(pair(lambda s,x: s.bn(s.conv(s.bn(s.conv(x))))), images)
-def test_checkpointed(): folds(Net(lambda s,x: checkpoint.checkpoint(s.n, x, use_reentrant=False), n=nn.Sequential(conv(), nn.BatchNorm2d(4))),
-    images)
+def test_checkpointed():
+    def f(s, x): return checkpoint.checkpoint(s.n, x, use_reentrant=False)
+    folds(Net(f, n=nn.Sequential(conv(), nn.BatchNorm2d(4))), images)
 def test_gradient_inside():
     def gradient(s, x):
         with torch.enable_grad(): return torch.autograd.grad(s.bn(s.conv(x.requires_grad_())).square().sum(), x)[0]
     fold(pair(gradient), images)
-def test_domain_norms_each_run(): keeps(Net(lambda s,x: [b(s.conv(x)) for b in s.bns], conv=conv(), bns=nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(4)])),
-    images, why='called 2 times')
+def test_domain_norms_each_run():
+    norms = nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(4)])
+    keeps(Net(lambda s,x: [b(s.conv(x)) for b in s.bns], conv=conv(), bns=norms), images, why='called 2 times')
 
 # the axes must match, not only the sizes
 
@@ -149,7 +161,8 @@ axes = dict(
     unbatched_ahead = lambda: (nn.Sequential(nn.BatchNorm1d(4), nn.Conv1d(4, 4, 1)), batch(4, 4)),
     unbatched2d = lambda: (nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm1d(4)), batch(4, 4, 4)),
     rows = lambda: (Net(lambda s,x: s.bn(s.c(x).reshape(-1, 4)), c=conv(k=1), bn=nn.BatchNorm1d(4)), batch(1, 4, 2, 2)),
-    merged = lambda: (Net(lambda s,x: s.bn(s.c(x).reshape(-1, 8, 2, 2)), c=conv(4, 4, 1), bn=nn.BatchNorm2d(8)), batch(2, 4, 2, 2)),
+    merged = lambda: (Net(lambda s,x: s.bn(s.c(x).reshape(-1, 8, 2, 2)), c=conv(4, 4, 1), bn=nn.BatchNorm2d(8)),
+        batch(2, 4, 2, 2)),
 )
 @pytest.mark.parametrize('name', axes)
 def test_axis(name): keeps(*axes[name]())
@@ -157,14 +170,17 @@ def test_axis(name): keeps(*axes[name]())
 def test_reinterpreted_as_complex():
     linear = nn.Conv1d(4, 4, 1, dtype=torch.complex128)
     linear._apply = lambda *args: linear # `double()` would make it real
-    keeps(Net(lambda s,x: torch.view_as_real(s.c(s.bn(x).view(torch.complex128))), bn=nn.BatchNorm1d(4), c=linear), batch(2, 4, 4))
+    def f(s, x): return torch.view_as_real(s.c(s.bn(x).view(torch.complex128)))
+    keeps(Net(f, bn=nn.BatchNorm1d(4), c=linear), batch(2, 4, 4))
 
 @pytest.mark.parametrize('held', [nn.ModuleList, lambda ms: nn.ModuleDict({str(i):m for i,m in enumerate(ms)})])
 def test_norm_per_domain(held):
     "another input may choose another norm"
-    model = Net(lambda s,x,d=0: list(s.bns.children())[d](s.conv(x)), conv=conv(), bns=held([nn.BatchNorm2d(4), nn.BatchNorm2d(4)]))
+    def norms(): return [nn.BatchNorm2d(4), nn.BatchNorm2d(4)]
+    model = Net(lambda s,x,d=0: list(s.bns.children())[d](s.conv(x)), conv=conv(), bns=held(norms()))
     keeps(model, images, why='may depend on the input')
-    folds(Net(lambda s,x: s.bns[1](s.b(s.bns[0](s.a(x)))), a=conv(), b=conv(), bns=nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(4)])), images, n=2)
+    def both(s, x): return s.bns[1](s.b(s.bns[0](s.a(x))))
+    folds(Net(both, a=conv(), b=conv(), bns=nn.ModuleList(norms())), images, n=2)
 
 @pytest.mark.parametrize('n', [1, 2, 3])
 def test_adaptive_average(n):
@@ -174,18 +190,24 @@ def test_adaptive_average(n):
     folds(nn.Sequential(getattr(nn, f'Conv{n}d')(4, 4, 3), pool, norm(4)), x)
 def test_average_over_the_channels():
     "an unbatched image whose second axis is averaged, and normed as if it were the channels"
-    keeps(Net(lambda s,x: s.bn(s.pool(s.l(x))), l=nn.Linear(4, 4), pool=nn.AdaptiveAvgPool2d(4), bn=nn.BatchNorm1d(4)), batch(3, 4, 4))
-@pytest.mark.parametrize('join', [lambda a,b: torch.cat([a, b], 1), lambda a,b: torch.cat([a, b], 2), lambda a,b: a+b, lambda a,b: torch.add(a, b, alpha=2),
-    lambda a,b: a-b, lambda a,b: torch.sub(a, b, alpha=-3), lambda a,b: torch.rsub(a, b), lambda a,b: a[:1]+b, lambda a,b: a+b[:,:,:1,:1],
-    lambda a,b: a+a+b, lambda a,b: torch.cat([a, b, a], 2), lambda a,b: torch.stack([a, b], 2).flatten(2,3)])
+    model = Net(lambda s,x: s.bn(s.pool(s.l(x))), l=nn.Linear(4, 4), pool=nn.AdaptiveAvgPool2d(4), bn=nn.BatchNorm1d(4))
+    keeps(model, batch(3, 4, 4))
+@pytest.mark.parametrize('join', [
+    lambda a,b: torch.cat([a, b], 1), lambda a,b: torch.cat([a, b], 2), lambda a,b: a+b,
+    lambda a,b: torch.add(a, b, alpha=2), lambda a,b: a-b, lambda a,b: torch.sub(a, b, alpha=-3),
+    lambda a,b: torch.rsub(a, b), lambda a,b: a[:1]+b, lambda a,b: a+b[:,:,:1,:1], lambda a,b: a+a+b,
+    lambda a,b: torch.cat([a, b, a], 2), lambda a,b: torch.stack([a, b], 2).flatten(2,3)])
 def test_joined(join):
     sizes = dict(bn=nn.BatchNorm2d(8 if join(images, images).shape[1]==8 else 4))
     folds(Net(lambda s,x: s.bn(join(s.a(x), s.b(x))), a=conv(), b=conv(bias=False), **sizes), images)
-@pytest.mark.parametrize('join', [lambda a,b: torch.add(a, b, alpha=0)*0, lambda a,b: a+b.mean(1, True), lambda a,b: a-a, lambda a,b: a.add_(b),
+@pytest.mark.parametrize('join', [
+    lambda a,b: torch.add(a, b, alpha=0)*0, lambda a,b: a+b.mean(1, True), lambda a,b: a-a, lambda a,b: a.add_(b),
     lambda a,b: a*b, lambda a,b: a+b[:,:1], lambda a,b: torch.maximum(a, b), lambda a,b: a+b.relu()])
-def test_joined_otherwise(join): keeps(Net(lambda s,x: s.bn(join(s.a(x), s.b(x))), a=conv(), b=conv(), bn=nn.BatchNorm2d(4)), images)
+def test_joined_otherwise(join):
+    keeps(Net(lambda s,x: s.bn(join(s.a(x), s.b(x))), a=conv(), b=conv(), bn=nn.BatchNorm2d(4)), images)
 def test_norm_of_some_columns():
-    folds(Net(lambda s,x: s.l(torch.cat([x[:,:2], s.bn(x[:,2:]), x], dim=-1)), bn=nn.BatchNorm1d(3), l=nn.Linear(10, 4)), batch(6, 5))
+    def f(s, x): return s.l(torch.cat([x[:,:2], s.bn(x[:,2:]), x], dim=-1))
+    folds(Net(f, bn=nn.BatchNorm1d(3), l=nn.Linear(10, 4)), batch(6, 5))
     keeps(Net(lambda s,x: s.l(torch.cat([s.bn(x), x], 0)), bn=nn.BatchNorm1d(5), l=nn.Linear(5, 4)), batch(6, 5))
 
 # further kinds of norm and layer
@@ -195,9 +217,11 @@ def test_embedding(padding_idx):
     model = nn.Sequential(nn.Embedding(9, 4, padding_idx=padding_idx), nn.BatchNorm1d(4), nn.ReLU())
     folds(model, torch.tensor([1, 2, 8]))
     keeps(model, torch.arange(8).view(2, 4))
-    folds(Net(lambda s,i: s.bn(s.e(i).transpose(1, 2)).relu(), e=nn.Embedding(9, 4), bn=nn.BatchNorm1d(4)), torch.arange(8).view(2, 4))
+    model = Net(lambda s,i: s.bn(s.e(i).transpose(1, 2)).relu(), e=nn.Embedding(9, 4), bn=nn.BatchNorm1d(4))
+    folds(model, torch.arange(8).view(2, 4))
 def test_embedding_tied_to_the_output():
-    model = Net(lambda s,i: s.out(s.bn(s.e(i)).relu()), e=nn.Embedding(9, 4), bn=nn.BatchNorm1d(4), out=nn.Linear(4, 9, bias=False))
+    def f(s, i): return s.out(s.bn(s.e(i)).relu())
+    model = Net(f, e=nn.Embedding(9, 4), bn=nn.BatchNorm1d(4), out=nn.Linear(4, 9, bias=False))
     model.out.weight = model.e.weight
     keeps(model, torch.tensor([1, 2, 8]))
 def test_embedding_that_renormalizes():
@@ -216,10 +240,13 @@ def test_lazy_norm():
     folds(model, images)
 
 def test_pairs_that_are_none():
-    with pytest.raises(FoldError, match="a ReLU can't absorb a norm: give a plain Linear"): fold_conv_bn(nn.ReLU(), nn.BatchNorm2d(4))
+    with pytest.raises(FoldError, match="a ReLU can't absorb a norm: give a plain Linear"):
+        fold_conv_bn(nn.ReLU(), nn.BatchNorm2d(4))
     computed = parametrizations.weight_norm(nn.Linear(4, 4))
-    with pytest.raises(FoldError, match="a ParametrizedLinear can't absorb a norm: give a plain Linear"): fold_linear_bn(computed, nn.BatchNorm1d(4))
-    with pytest.raises(FoldError, match='4 channels on that side, and the map 3: give'): fold_conv_bn(conv(), nn.BatchNorm2d(3))
+    with pytest.raises(FoldError, match="a ParametrizedLinear can't absorb a norm: give a plain Linear"):
+        fold_linear_bn(computed, nn.BatchNorm1d(4))
+    with pytest.raises(FoldError, match='4 channels on that side, and the map 3: give'):
+        fold_conv_bn(conv(), nn.BatchNorm2d(3))
 
 def test_layer_scale():
     layers = pytest.importorskip('timm.layers')
@@ -227,20 +254,27 @@ def test_layer_scale():
         flat = nn.Sequential(nn.Linear(4, 3), layers.LayerScale(3, .3, inplace))
         assert not fold(flat, batch(2, 5, 4)).rows
         folds(flat, batch(2, 5, 4), layer_scale=True)
-        folds(nn.Sequential(conv(), nn.Identity(), layers.LayerScale2d(4, .3, inplace), nn.BatchNorm2d(4)), images, n=2, layer_scale=True)
+        row = nn.Sequential(conv(), nn.Identity(), layers.LayerScale2d(4, .3, inplace), nn.BatchNorm2d(4))
+        folds(row, images, n=2, layer_scale=True)
         keeps(nn.Sequential(nn.ReLU(), layers.LayerScale2d(4, .3, inplace), nn.ReLU()), images, layer_scale=True)
     plain = nn.Sequential(conv(bias=False), layers.LayerScale2d(4, .3))
     folds(plain, images, layer_scale=True, inplace=True)
     assert plain[0].bias is None # there is nothing to add
-    folds(nn.Sequential(nn.ReLU(), layers.LayerScale2d(4, .3), conv(padding=1)), images, layer_scale=True) # zeros at the borders stay zeros
+    ahead = nn.Sequential(nn.ReLU(), layers.LayerScale2d(4, .3), conv(padding=1))
+    folds(ahead, images, layer_scale=True) # zeros at the borders stay zeros
     broken = nn.Sequential(nn.Linear(4, 3), layers.LayerScale(3, float('nan')))
-    with pytest.raises(FoldError, match="'1' .LayerScale. has a `gamma` that is not finite: load"): BN_Folder(layer_scale=True).fold(live(broken), batch(2, 4))
+    with pytest.raises(FoldError, match="'1' .LayerScale. has a `gamma` that is not finite: load"):
+        BN_Folder(layer_scale=True).fold(live(broken), batch(2, 4))
     for n_out,n in ((1, 3), (2, 1), (3, 1)): # one of the two is broadcast
-        keeps(nn.Sequential(nn.Linear(4, n_out), layers.LayerScale(n, .3), nn.Linear(max(n_out, n), 2)), batch(5, 4), layer_scale=True)
+        model = nn.Sequential(nn.Linear(4, n_out), layers.LayerScale(n, .3), nn.Linear(max(n_out, n), 2))
+        keeps(model, batch(5, 4), layer_scale=True)
 
 def test_shared_bias():
     "of two layers after a norm, which would have to add different things to it"
-    model = Net(lambda s,x: (lambda h: (s.a(h), s.c(h)))(s.bn(x.relu())), bn=nn.BatchNorm1d(4), a=nn.Linear(4, 3), c=nn.Linear(4, 3))
+    def f(s, x):
+        h = s.bn(x.relu())
+        return s.a(h),s.c(h)
+    model = Net(f, bn=nn.BatchNorm1d(4), a=nn.Linear(4, 3), c=nn.Linear(4, 3))
     model.c.bias = model.a.bias
     keeps(model, batch(5, 4), why='is called 2 times')
 def test_calls_that_disagree():
@@ -249,7 +283,9 @@ def test_calls_that_disagree():
     folds(pair(lambda s,x: s.bn(s.conv(x)*2) + s.bn(s.conv(x.relu())*2)), images)
 def test_weight_that_also_scales():
     "The weight of a norm is multiplied with once more, outside of it"
-    for f in (lambda s,x: s.bn(s.conv(x))*s.bn.weight[:,None,None], lambda s,x: s.bn(s.conv(x)*s.bn.weight[:,None,None])):
+    def after(s, x): return s.bn(s.conv(x))*s.bn.weight[:,None,None]
+    def ahead(s, x): return s.bn(s.conv(x)*s.bn.weight[:,None,None])
+    for f in after, ahead:
         rep = fold(nn.Sequential(pair(f), nn.ReLU()), images, layer_scale=True)
         assert not rep.folded and all('also read by' in r.reason for r in rep.kept), str(rep)
 def test_written_behind_two_norms():
@@ -280,7 +316,8 @@ def test_activation_with_weights():
     folds(nn.Sequential(conv(), BatchNormAct2d(4, act_layer=nn.PReLU)), images)
     norm = BatchNormAct2d(4, act_layer=nn.PReLU)
     keeps(pair(lambda s,x: s.bn(s.conv(x)) * s.bn.act.weight, bn=norm), images, why='also read by')
-    keeps(Net(lambda s,x: s.b2(s.c2(s.bn(s.conv(x)))), conv=conv(), bn=norm, c2=conv(), b2=norm.act), images, why='also read by')
+    model = Net(lambda s,x: s.b2(s.c2(s.bn(s.conv(x)))), conv=conv(), bn=norm, c2=conv(), b2=norm.act)
+    keeps(model, images, why='also read by')
 
 # parts that the example doesn't reach, and models without one
 
@@ -313,8 +350,10 @@ def test_not_reached(aux):
 def test_not_reached_and_taken_apart():
     "what would use the layers of a part one by one may want what lies between them"
     assert 'never runs it' in folds(Layerwise(nn.Sequential(conv(), nn.BatchNorm2d(4))), images).kept[0].reason
-    assert 'never runs it' in folds(WithAux(nn.ModuleList([nn.ReLU(), nn.Sequential(conv(), nn.BatchNorm2d(4))])), images).kept[0].reason
-    assert 'never runs it' in folds(Net(lambda s,x: s.bn(s.conv(x)), conv=conv(), bn=nn.BatchNorm2d(4), aux=Aux()), images).kept[0].reason
+    model = WithAux(nn.ModuleList([nn.ReLU(), nn.Sequential(conv(), nn.BatchNorm2d(4))]))
+    assert 'never runs it' in folds(model, images).kept[0].reason
+    model = Net(lambda s,x: s.bn(s.conv(x)), conv=conv(), bn=nn.BatchNorm2d(4), aux=Aux())
+    assert 'never runs it' in folds(model, images).kept[0].reason
 def test_not_reached_but_shared():
     "the rest of the model may use a part of it otherwise"
     aux,c = Aux(),conv(k=1, bias=False)
@@ -336,7 +375,8 @@ class WordAndImage(nn.Module):
     def __init__(self):
         super().__init__()
         self.embed,self.linear,self.conv,self.bn = nn.Embedding(5, 4),nn.Linear(4, 4),conv(),nn.BatchNorm2d(4)
-    def forward(self, image, word, scale=1.): return self.linear(self.embed(word)).mean(1) + self.bn(self.conv(image)).mean((2, 3))*scale
+    def forward(self, image, word, scale=1.):
+        return self.linear(self.embed(word)).mean(1) + self.bn(self.conv(image)).mean((2, 3))*scale
 def test_inferred_from_two_inputs(): assert not BN_Folder().plan(live(WordAndImage())).kept
 class Odd(Parts):
     "Takes what can't be guessed"
@@ -352,7 +392,8 @@ def test_sequentials_of_a_model_that_nothing_is_known_of():
 def test_tolerance():
     "Given by hand, it decides alone"
     model = live(nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv(4, 4, 1), nn.BatchNorm2d(4)), torch.float32)
-    with pytest.warns(UserWarning, match='is kept: folding it changed the output'): folds(deepcopy(model), images, n=0, verify=True, tol=0.)
+    with pytest.warns(UserWarning, match='is kept: folding it changed the output'):
+        folds(deepcopy(model), images, n=0, verify=True, tol=0.)
     folder = BN_Folder(tol=1.)
     folder.fold(model, images.float())
     assert len(folder.report.folded)==2
@@ -372,23 +413,28 @@ shows_nothing = dict( # for batches of 1 or 2, another batch would be wrong
 @pytest.mark.parametrize('n', [1, 2])
 def test_shown_by_no_example(name, n):
     more = dict(b2=nn.BatchNorm2d(4)) if name=='halves' else {} # one that is never run would keep the other
-    fold(pair(shows_nothing[name], conv=conv(k=1), **more), images[:n], others=[(images,), (images[:1],), (images[:2],), (images[:,:,:5,:5],)])
+    others = [(images,), (images[:1],), (images[:2],), (images[:,:,:5,:5],)]
+    fold(pair(shows_nothing[name], conv=conv(k=1), **more), images[:n], others=others)
 
 def test_nothing_in_it():
     "An empty example shows nothing; an empty part of a good one does no harm"
     model = live(pair(lambda s,x: s.bn(s.conv(x))))
-    with pytest.raises(FoldError, match=r'\(0, 4, 6, 6\) is empty.*give one with a sample'): BN_Folder().fold(model, images[:0])
+    with pytest.raises(FoldError, match=r'\(0, 4, 6, 6\) is empty.*give one with a sample'):
+        BN_Folder().fold(model, images[:0])
     keeps(pair(lambda s,x: s.bn(s.conv(x[:0])).sum() + x.sum()), images)
 
 def part(*layers): return nn.Sequential(*layers)
 chosen = dict( # forward, and what it chooses from
-    attributes = (lambda s,x,d=0: (s.bn if d==0 else s.b2)(s.conv(x)), lambda: dict(bn=nn.BatchNorm2d(4), b2=nn.BatchNorm2d(4))),
+    attributes = (lambda s,x,d=0: (s.bn if d==0 else s.b2)(s.conv(x)),
+        lambda: dict(bn=nn.BatchNorm2d(4), b2=nn.BatchNorm2d(4))),
     kinds = (lambda s,x,d=0: (s.bn if d==0 else s.b2)(s.conv(x)),
         lambda: dict(bn=nn.BatchNorm2d(4), b2=nn.InstanceNorm2d(4, track_running_stats=True))),
     unlike = (lambda s,x,d=0: s.parts[d](s.conv(x)),
         lambda: dict(parts=nn.ModuleList([part(nn.BatchNorm2d(4), nn.ReLU()), part(conv(k=1), nn.BatchNorm2d(4))]))),
-    branches = (lambda s,x,d=0: s.parts[d](s.conv(x)), lambda: dict(parts=nn.ModuleList([part(nn.BatchNorm2d(4), nn.ReLU()) for _ in range(2)]))),
-    branches_ahead = (lambda s,x,d=0: s.conv(s.parts[d](x)), lambda: dict(parts=nn.ModuleList([part(nn.ReLU(), nn.BatchNorm2d(4)) for _ in range(2)]))))
+    branches = (lambda s,x,d=0: s.parts[d](s.conv(x)),
+        lambda: dict(parts=nn.ModuleList([part(nn.BatchNorm2d(4), nn.ReLU()) for _ in range(2)]))),
+    branches_ahead = (lambda s,x,d=0: s.conv(s.parts[d](x)),
+        lambda: dict(parts=nn.ModuleList([part(nn.ReLU(), nn.BatchNorm2d(4)) for _ in range(2)]))))
 @pytest.mark.parametrize('name', chosen)
 def test_choice(name):
     forward,parts = chosen[name]
@@ -399,21 +445,25 @@ def test_choice_within_a_part():
     folds(Net(lambda s,x,d=0: s.parts[d](x), parts=parts), images, others=[(images, 1)])
 
     lists = nn.ModuleList([nn.ModuleList([nn.BatchNorm2d(4)]), nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4))])
-    folds(Net(lambda s,x: s.conv(s.parts[1](s.parts[0][0](s.a(x)))), a=conv(), conv=conv(), parts=lists, spare=nn.BatchNorm1d(7)), images, n=2)
+    def f(s, x): return s.conv(s.parts[1](s.parts[0][0](s.a(x))))
+    folds(Net(f, a=conv(), conv=conv(), parts=lists, spare=nn.BatchNorm1d(7)), images, n=2)
 
 def test_choice_of_layers():
     "a norm outside of the parts can't go into the layer of one of them"
     heads = nn.ModuleList([nn.Sequential(conv(), nn.BatchNorm2d(4)) for _ in range(2)])
-    rep = folds(Net(lambda s,x,d=0: s.heads[d](s.bn(x)), bn=nn.BatchNorm2d(4), heads=heads), images, others=[(images, 1)])
+    model = Net(lambda s,x,d=0: s.heads[d](s.bn(x)), bn=nn.BatchNorm2d(4), heads=heads)
+    rep = folds(model, images, others=[(images, 1)])
     assert "beside it" in rep.kept[0].reason and rep.kept[0].name=='bn'
     stems = nn.ModuleList([nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), conv()) for _ in range(2)])
-    rep = fold(Net(lambda s,x,d=0: s.bn(s.stems[d](x)), bn=nn.BatchNorm2d(4), stems=stems), images, others=[(images, 1)])
+    model = Net(lambda s,x,d=0: s.bn(s.stems[d](x)), bn=nn.BatchNorm2d(4), stems=stems)
+    rep = fold(model, images, others=[(images, 1)])
     assert 'bn' in [r.name for r in rep.kept]
     plain = nn.ModuleList([conv() for _ in range(2)])
     for f in lambda s,x,d=0: s.parts[d](s.bn(x)), lambda s,x,d=0: s.bn(s.parts[d](x)):
         keeps(Net(f, bn=nn.BatchNorm2d(4), parts=plain), images, others=[(images, 1)], why='beside it')
 
-odd_calls = [lambda v: v[:,[True, False, True, True]], lambda v: v.mean(()), lambda v: v.mean(np.int64(2), keepdim=True), lambda v: v.view(v.dtype),
+odd_calls = [lambda v: v[:,[True, False, True, True]], lambda v: v.mean(()),
+    lambda v: v.mean(np.int64(2), keepdim=True), lambda v: v.view(v.dtype),
     lambda v: F.interpolate(v, [torch.tensor(5), torch.tensor(4)]), lambda v: v.flatten().softmax(-1)@v.flatten()]
 @pytest.mark.parametrize('i', range(len(odd_calls)))
 def test_odd_calls(i):
@@ -485,7 +535,8 @@ crossings = dict(
 @pytest.mark.parametrize('name', crossings)
 def test_crossed_back(name):
     f,norm = crossings[name]
-    folds(Net(lambda s,x: s.bn(f(s.conv(x))).relu(), conv=conv(k=1), bn=norm), images, others=[(images[:1],), (batch(5, 4, 6, 6),)])
+    model = Net(lambda s,x: s.bn(f(s.conv(x))).relu(), conv=conv(k=1), bn=norm)
+    folds(model, images, others=[(images[:1],), (batch(5, 4, 6, 6),)])
 
 @pytest.mark.parametrize('name', crossings)
 def test_crossed_ahead(name):
@@ -493,11 +544,14 @@ def test_crossed_ahead(name):
     f,_ = crossings[name]
     n = f(images)
     last = (nn.Linear(n.shape[-1], 3) if n.ndim==2 else (nn.Conv1d if n.ndim==3 else nn.Conv2d)(n.shape[1], 3, 1))
-    (keeps if name in ('heads', 'shuffled_pixels') else folds)(Net(lambda s,x: s.l(f(s.bn(x.relu()))), bn=nn.BatchNorm2d(4), l=last), images)
+    model = Net(lambda s,x: s.l(f(s.bn(x.relu()))), bn=nn.BatchNorm2d(4), l=last)
+    (keeps if name in ('heads', 'shuffled_pixels') else folds)(model, images)
 
-extremes = [lambda v: F.max_pool2d(v, 2), nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.AdaptiveMaxPool2d((3, 2)), lambda v: torch.max_pool2d(v, 3, 1),
-    lambda v: F.max_pool1d(v.flatten(2), 3, dilation=2)[...,None], lambda v: F.adaptive_max_pool1d(v.flatten(2), 5).unsqueeze(3),
-    lambda v: F.max_pool3d(v[:,:,None], (1, 2, 2)).squeeze(2), lambda v: F.adaptive_max_pool3d(v[...,None], 2).flatten(3),
+extremes = [lambda v: F.max_pool2d(v, 2), nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.AdaptiveMaxPool2d((3, 2)),
+    lambda v: torch.max_pool2d(v, 3, 1), lambda v: F.max_pool1d(v.flatten(2), 3, dilation=2)[...,None],
+    lambda v: F.adaptive_max_pool1d(v.flatten(2), 5).unsqueeze(3),
+    lambda v: F.max_pool3d(v[:,:,None], (1, 2, 2)).squeeze(2),
+    lambda v: F.adaptive_max_pool3d(v[...,None], 2).flatten(3),
     lambda v: v.amax((2, 3), keepdim=True), lambda v: torch.amin(v, -1, keepdim=True)]
 @pytest.mark.parametrize('f', extremes)
 def test_extremes(f):
@@ -516,26 +570,33 @@ def test_some_extremes():
 def test_concat_pool():
     "The largest and the mean of each channel, side by side, as in fastai's heads"
     def both(v): return torch.cat([F.adaptive_max_pool2d(v, 1), F.adaptive_avg_pool2d(v, 1)], 1).flatten(1)
-    folds(Net(lambda s,x: s.l(s.n(both(s.bn(x.relu())))), bn=nn.BatchNorm2d(4, affine=False), n=nn.BatchNorm1d(8), l=nn.Linear(8, 3)), images, n=2)
+    norms = dict(bn=nn.BatchNorm2d(4, affine=False), n=nn.BatchNorm1d(8))
+    folds(Net(lambda s,x: s.l(s.n(both(s.bn(x.relu())))), **norms, l=nn.Linear(8, 3)), images, n=2)
 def test_other_extremes():
     "Over the channels, and with the places where they were"
-    for f,l in [(lambda v: v.amax(1, keepdim=True), conv(1, k=1)), (lambda v: v.amin((1, 2, 3))[:,None], nn.Linear(1, 3)),
-            (lambda v: F.max_pool1d(v.flatten(2).mT, 4), nn.Linear(1, 3)), (lambda v: F.max_pool2d(v, 2, return_indices=True)[0], conv(k=1))]:
-        keeps(Net(lambda s,x: s.l(f(s.bn(x.relu()))), bn=nn.BatchNorm2d(4, affine=False), l=l), images, why='its output goes into')
+    for f,l in [
+            (lambda v: v.amax(1, keepdim=True), conv(1, k=1)), (lambda v: v.amin((1, 2, 3))[:,None], nn.Linear(1, 3)),
+            (lambda v: F.max_pool1d(v.flatten(2).mT, 4), nn.Linear(1, 3)),
+            (lambda v: F.max_pool2d(v, 2, return_indices=True)[0], conv(k=1))]:
+        model = Net(lambda s,x: s.l(f(s.bn(x.relu()))), bn=nn.BatchNorm2d(4, affine=False), l=l)
+        keeps(model, images, why='its output goes into')
 
 uncrossable = dict(
     counted = lambda v: F.avg_pool2d(v, 3, padding=1), divisor = lambda v: F.avg_pool2d(v, 2, divisor_override=3),
-    maximum = lambda v: F.max_pool2d(v, 2), power = lambda v: v**2, floor = lambda v: torch.div(v, 2, rounding_mode='floor'),
-    zeros = lambda v: F.pad(v, (1, 1)), gathered = lambda v: v[:,torch.tensor([0, 1, 2, 3])], by_itself = lambda v: v/v.mean(),
-    all_mean = lambda v: v.mean()+v*0, channel_mean = lambda v: v.mean(1, keepdim=True).expand_as(v), softmax = lambda v: v.softmax(1),
-    inverse = lambda v: 1/v, nothing = lambda v: v*0, sum = lambda v: v.sum(2), times_tensor = lambda v: v*v.new_tensor([1., 2., 3., 4.]).view(4, 1, 1),
+    maximum = lambda v: F.max_pool2d(v, 2), power = lambda v: v**2,
+    floor = lambda v: torch.div(v, 2, rounding_mode='floor'), zeros = lambda v: F.pad(v, (1, 1)),
+    gathered = lambda v: v[:,torch.tensor([0, 1, 2, 3])], by_itself = lambda v: v/v.mean(),
+    all_mean = lambda v: v.mean()+v*0, channel_mean = lambda v: v.mean(1, keepdim=True).expand_as(v),
+    softmax = lambda v: v.softmax(1), inverse = lambda v: 1/v, nothing = lambda v: v*0, sum = lambda v: v.sum(2),
+    times_tensor = lambda v: v*v.new_tensor([1., 2., 3., 4.]).view(4, 1, 1),
     truncated = lambda v: v.float())
 @pytest.mark.parametrize('name', uncrossable)
 def test_not_crossed(name):
     f = uncrossable[name]
     norm = nn.BatchNorm1d(4) if f(images).ndim==3 else nn.BatchNorm2d(4)
     keeps(Net(lambda s,x: s.bn(f(s.conv(x)).double()).relu(), conv=conv(k=1), bn=norm), images)
-    keeps(Net(lambda s,x: s.conv(f(s.bn(x.relu())).double()), bn=nn.BatchNorm2d(4), conv=nn.Conv1d(4, 3, 1) if f(images).ndim==3 else conv(k=1)), images)
+    last = nn.Conv1d(4, 3, 1) if f(images).ndim==3 else conv(k=1)
+    keeps(Net(lambda s,x: s.conv(f(s.bn(x.relu())).double()), bn=nn.BatchNorm2d(4), conv=last), images)
 
 apart_and_joined = [lambda v: torch.stack(v.unbind(1), -1).movedim(-1, 1), lambda v: torch.cat(v.chunk(2, 1)[::-1], 1),
     lambda v: torch.cat([v[:,1:], v.flip(1)], 1), lambda v: torch.cat(v.split(1, 1), 1)]
@@ -544,42 +605,58 @@ def test_apart_and_joined(i):
     "each part asks the layer for its own share"
     f = apart_and_joined[i]
     c = f(images).shape[1]
-    folds(Net(lambda s,x: s.conv(f(s.bn(x.relu()))), bn=nn.BatchNorm2d(4), conv=conv(c, 3, 1)), images, others=[(images[:1],)])
-    (fold if c>4 else folds)(Net(lambda s,x: s.bn(f(s.conv(x))).relu(), bn=nn.BatchNorm2d(c), conv=conv(k=1)), images, others=[(images[:1],)])
+    ahead = Net(lambda s,x: s.conv(f(s.bn(x.relu()))), bn=nn.BatchNorm2d(4), conv=conv(c, 3, 1))
+    folds(ahead, images, others=[(images[:1],)])
+    back = Net(lambda s,x: s.bn(f(s.conv(x))).relu(), bn=nn.BatchNorm2d(c), conv=conv(k=1))
+    (fold if c>4 else folds)(back, images, others=[(images[:1],)])
 def test_norm_of_both_parts():
-    folds(Net(lambda s,x: s.conv(torch.cat([s.bn(x[:,:2]), s.bn(x[:,2:])], 1)), bn=nn.BatchNorm2d(2), conv=conv()), images)
-    folds(Net(lambda s,x: (lambda v: torch.cat([s.bn(v[:,:2]), s.bn(v[:,2:])], 1).relu())(s.conv(x)), bn=nn.BatchNorm2d(2), conv=conv()), images)
+    def normed(s, v): return torch.cat([s.bn(v[:,:2]), s.bn(v[:,2:])], 1)
+    folds(Net(lambda s,x: s.conv(normed(s, x)), bn=nn.BatchNorm2d(2), conv=conv()), images)
+    folds(Net(lambda s,x: normed(s, s.conv(x)).relu(), bn=nn.BatchNorm2d(2), conv=conv()), images)
 
 def attention(s, x, mix):
     "two heads over the pixels, as BoTNet has them"
     q,k,v = s.conv(x).reshape(len(x), 6, 2, -1).split(2, 1)
     q,k,v = (t.transpose(1, 2).transpose(-1, -2) for t in (q, k, v))
     return s.bn(mix(q, k, v).transpose(-1, -2).transpose(1, 2).reshape(len(x), 4, *x.shape[2:]))
-@pytest.mark.parametrize('mix', [lambda q,k,v: (q@k.mT).softmax(-1)@v, lambda q,k,v: torch.matmul(F.softmax(q@k.mT, dim=3), v),
-    lambda q,k,v: F.scaled_dot_product_attention(q, k, v), lambda q,k,v: F.scaled_dot_product_attention(q, k, v, is_causal=True)])
+@pytest.mark.parametrize('mix', [
+    lambda q,k,v: (q@k.mT).softmax(-1)@v, lambda q,k,v: torch.matmul(F.softmax(q@k.mT, dim=3), v),
+    lambda q,k,v: F.scaled_dot_product_attention(q, k, v),
+    lambda q,k,v: F.scaled_dot_product_attention(q, k, v, is_causal=True)])
 def test_attention(mix):
-    folds(Net(lambda s,x: attention(s, x, mix).relu(), conv=conv(4, 12, 1), bn=nn.BatchNorm2d(4)), images, others=[(images[:1],)])
-@pytest.mark.parametrize('mix', [lambda q,k,v: (q@k.mT).softmax(-2)@v, lambda q,k,v: (q@k.mT).sigmoid()@v, lambda q,k,v: (q@k.mT).softmax(-1).tril()@v,
-    lambda q,k,v: (v@v.mT).softmax(-1)@v, lambda q,k,v: F.scaled_dot_product_attention(q, k, v, torch.ones(36, 36, dtype=torch.bool).tril()),
+    model = Net(lambda s,x: attention(s, x, mix).relu(), conv=conv(4, 12, 1), bn=nn.BatchNorm2d(4))
+    folds(model, images, others=[(images[:1],)])
+@pytest.mark.parametrize('mix', [
+    lambda q,k,v: (q@k.mT).softmax(-2)@v, lambda q,k,v: (q@k.mT).sigmoid()@v,
+    lambda q,k,v: (q@k.mT).softmax(-1).tril()@v, lambda q,k,v: (v@v.mT).softmax(-1)@v,
+    lambda q,k,v: F.scaled_dot_product_attention(q, k, v, torch.ones(36, 36, dtype=torch.bool).tril()),
     lambda q,k,v: F.scaled_dot_product_attention(v, k, v), lambda q,k,v: v@(v.mT@v).softmax(-1)])
-def test_no_attention(mix): keeps(Net(lambda s,x: attention(s, x, mix).relu(), conv=conv(4, 12, 1), bn=nn.BatchNorm2d(4)), images)
+def test_no_attention(mix):
+    keeps(Net(lambda s,x: attention(s, x, mix).relu(), conv=conv(4, 12, 1), bn=nn.BatchNorm2d(4)), images)
 
 def test_parts_normed_apart():
     "each half has a norm of its own, and a third reader looks at what no norm wants"
-    folds(Net(lambda s,x: (lambda v: (s.a(v[:,:2]), s.b(v[:,2:])))(s.conv(x)), conv=conv(), a=nn.BatchNorm2d(2), b=nn.BatchNorm2d(2)), images, n=2)
-    folds(Net(lambda s,x: (lambda v: (s.a(v[0]), s.b(v[1])))(s.conv(x).chunk(2, 1)), conv=conv(), a=nn.BatchNorm2d(2), b=nn.BatchNorm2d(2)), images, n=2)
-    folds(Net(lambda s,x: (lambda v: (s.a(v[:,:2]), v[:,2:].relu()))(s.conv(x)), conv=conv(), a=nn.BatchNorm2d(2)), images)
-    keeps(Net(lambda s,x: (lambda v: (s.a(v[:,:2]), v[:,1:].relu()))(s.conv(x)), conv=conv(), a=nn.BatchNorm2d(2)), images)
-    keeps(Net(lambda s,x: (lambda v: (s.a(v[:,:2]), v.mul_(2)))(s.conv(x)), conv=conv(), a=nn.BatchNorm2d(2)), images)
-    folds(Net(lambda s,x: (lambda v,w: (s.l(v), w.relu()))(*s.a(x).split([3, 1], 1)), l=conv(3), a=nn.BatchNorm2d(4)), images, n=0)
-    folds(Net(lambda s,x: (lambda v,w: (s.l(v), s.m(w)))(*s.a(x).split([3, 1], 1)), l=conv(3), m=conv(1), a=nn.BatchNorm2d(4)), images)
-    folds(Net(lambda s,x: (lambda v,w: s.l(v))(*s.a(x).split([3, 1], 1)), l=conv(3), a=nn.BatchNorm2d(4)), images)
+    def of_conv(use): return lambda s,x: use(s, s.conv(x))
+    def of_parts(use): return lambda s,x: use(s, *s.a(x).split([3, 1], 1))
+    def norms(): return dict(a=nn.BatchNorm2d(2), b=nn.BatchNorm2d(2))
+    folds(Net(of_conv(lambda s,v: (s.a(v[:,:2]), s.b(v[:,2:]))), conv=conv(), **norms()), images, n=2)
+    def chunks(s, x):
+        v = s.conv(x).chunk(2, 1)
+        return s.a(v[0]),s.b(v[1])
+    folds(Net(chunks, conv=conv(), **norms()), images, n=2)
+    folds(Net(of_conv(lambda s,v: (s.a(v[:,:2]), v[:,2:].relu())), conv=conv(), a=nn.BatchNorm2d(2)), images)
+    keeps(Net(of_conv(lambda s,v: (s.a(v[:,:2]), v[:,1:].relu())), conv=conv(), a=nn.BatchNorm2d(2)), images)
+    keeps(Net(of_conv(lambda s,v: (s.a(v[:,:2]), v.mul_(2))), conv=conv(), a=nn.BatchNorm2d(2)), images)
+    folds(Net(of_parts(lambda s,v,w: (s.l(v), w.relu())), l=conv(3), a=nn.BatchNorm2d(4)), images, n=0)
+    folds(Net(of_parts(lambda s,v,w: (s.l(v), s.m(w))), l=conv(3), m=conv(1), a=nn.BatchNorm2d(4)), images)
+    folds(Net(of_parts(lambda s,v,w: s.l(v)), l=conv(3), a=nn.BatchNorm2d(4)), images)
     keeps(Net(lambda s,x: x.reshape_as(s.a(x)), a=nn.BatchNorm2d(4)), images, why='nothing uses its output')
 
 @pytest.mark.filterwarnings('ignore:.*is kept')
 def test_view_of_what_is_not_contiguous():
     "a norm returns contiguous memory, what takes its place returns its input: only running it shows that"
-    fold(Net(lambda s,x: s.l(s.bn(x.transpose(1, 2)).view(len(x), -1)), bn=nn.BatchNorm1d(4), l=nn.Linear(12, 3)), batch(2, 3, 4), verify=True)
+    model = Net(lambda s,x: s.l(s.bn(x.transpose(1, 2)).view(len(x), -1)), bn=nn.BatchNorm1d(4), l=nn.Linear(12, 3))
+    fold(model, batch(2, 3, 4), verify=True)
 
 # something else sees or changes the value
 
@@ -595,12 +672,14 @@ script = torch.jit.CompilationUnit("def double(y):\n    return y*2\ndef double_(
 readers = dict(
     itself=lambda y: y, data=lambda y: y.data, detach=lambda y: y.detach(), numpy=lambda y: torch.tensor(y.numpy()),
     item=lambda y: torch.tensor(y.sum().item()), list=lambda y: torch.tensor(y.tolist()), slice=lambda y: y[0],
-    script=lambda y: script.double(y), function=Double.apply, vmap=lambda y: torch.vmap(lambda t: t*2)(y), copied=lambda y: torch.empty_like(y).copy_(y),
+    script=lambda y: script.double(y), function=Double.apply, vmap=lambda y: torch.vmap(lambda t: t*2)(y),
+    copied=lambda y: torch.empty_like(y).copy_(y),
     out=lambda y: torch.mul(y, 2, out=torch.empty_like(y)),
     branch=lambda y: torch.tensor(float(y.mean()>.1)), grad=lambda y: torch.func.grad(lambda t: t.square().sum())(y),
     pickled=lambda y: pickle.loads(pickle.dumps(y)), storage=lambda y: torch.tensor(sum(y.untyped_storage())*1.),
-    subclass=lambda y: y.as_subclass(Sub).as_subclass(torch.Tensor), dlpack=lambda y: torch.from_dlpack(dlpack.to_dlpack(y)),
-    parameter=lambda y: nn.Parameter(y, False), made=lambda y: torch.Tensor._make_subclass(Sub, y).as_subclass(torch.Tensor)*1,
+    subclass=lambda y: y.as_subclass(Sub).as_subclass(torch.Tensor),
+    dlpack=lambda y: torch.from_dlpack(dlpack.to_dlpack(y)), parameter=lambda y: nn.Parameter(y, False),
+    made=lambda y: torch.Tensor._make_subclass(Sub, y).as_subclass(torch.Tensor)*1,
     set_=lambda y: torch.empty(0, dtype=y.dtype).set_(y))
 @pytest.mark.parametrize('name', readers)
 def test_reader(name):
@@ -611,11 +690,14 @@ def test_reader(name):
     keeps(pair(forward), images)
 
 writers = dict(
-    relu_=torch.relu_, functional=lambda v: F.relu(v, inplace=True), setitem=lambda v: v.__setitem__(0, 1.), iadd=lambda v: v.__iadd__(1),
+    relu_=torch.relu_, functional=lambda v: F.relu(v, inplace=True), setitem=lambda v: v.__setitem__(0, 1.),
+    iadd=lambda v: v.__iadd__(1),
     view=lambda v: v.view(-1).mul_(2), data=lambda v: v.data.mul_(2), detach=lambda v: v.detach().mul_(2),
-    out=lambda v: torch.mul(v, 2, out=v), set_data=lambda v: setattr(v, 'data', v*2), set_=lambda v: v.set_(v*2), transpose_=lambda v: v.transpose_(1, 2),
-        numpy=lambda v: v.numpy().__imul__(2), script=lambda v: script.double_(v),
-    function=DoubleIt.apply, foreach=lambda v: torch._foreach_mul_([v], 2.), vmap=lambda v: torch.vmap(lambda t: t.mul_(2))(v),
+    out=lambda v: torch.mul(v, 2, out=v), set_data=lambda v: setattr(v, 'data', v*2), set_=lambda v: v.set_(v*2),
+    transpose_=lambda v: v.transpose_(1, 2),
+    numpy=lambda v: v.numpy().__imul__(2), script=lambda v: script.double_(v),
+    function=DoubleIt.apply, foreach=lambda v: torch._foreach_mul_([v], 2.),
+    vmap=lambda v: torch.vmap(lambda t: t.mul_(2))(v),
     parameter=lambda v: nn.Parameter(v, False).mul_(2),
     storage=lambda v: v.untyped_storage().copy_((v*2).untyped_storage()))
 def written_between(s, x, write):
@@ -670,11 +752,15 @@ def test_alias_made_before_written_after(alias):
     keeps(pair(forward), images)
 
 @pytest.mark.parametrize('out', [lambda y,z: dict(y=y, z=z), lambda y,z: (z, [y]) and (z, y)])
-def test_both_returned(out): keeps(pair(lambda s,x: (lambda y: out(y, s.bn(y)))(s.conv(x))), images, why='the model returns it')
+def test_both_returned(out):
+    keeps(pair(lambda s,x: (lambda y: out(y, s.bn(y)))(s.conv(x))), images, why='the model returns it')
 def test_returned_ahead():
     "What comes out of a norm is returned, and goes into a layer too"
     keeps(pair(lambda s,x: (lambda y: (y, s.conv(y)))(s.bn(x.relu()))), images, why='the model returns it')
-    keeps(pair(lambda s,x: (lambda y: (y.transpose(1, 2), s.conv(y)))(s.bn(x.relu()))), images, why="its output can't change")
+    def turned(s, x):
+        y = s.bn(x.relu())
+        return y.transpose(1, 2),s.conv(y)
+    keeps(pair(turned), images, why="its output can't change")
 
 def test_only_back():
     keeps(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), conv()), images, forward=False, why='`forward=False`')
@@ -691,7 +777,8 @@ class Conditioned(nn.BatchNorm2d):
     def forward(self, x, y): return super().forward(x) + y
 
 def test_norm_of_two_inputs():
-    keeps(pair(lambda s,x: s.bn(s.conv(x), x[:,:,2:,2:]), bn=Conditioned(4)), images, handlers={Conditioned: NormRule()}, why='computes something of its own')
+    model = pair(lambda s,x: s.bn(s.conv(x), x[:,:,2:,2:]), bn=Conditioned(4))
+    keeps(model, images, handlers={Conditioned: NormRule()}, why='computes something of its own')
 
 def test_only_into():
     "`layers` leaves out a type, on both sides"
@@ -707,7 +794,8 @@ def test_kept_on_the_model():
     keeps(pair(forward), images, why='keeps it')
 
 def test_sparse_beside_in_place():
-    model = Net(lambda s,x: F.relu(torch.sparse.mm(s.adjacency, s.bn(s.l(x))), inplace=True), l=nn.Linear(4, 4), bn=nn.BatchNorm1d(4))
+    def f(s, x): return F.relu(torch.sparse.mm(s.adjacency, s.bn(s.l(x))), inplace=True)
+    model = Net(f, l=nn.Linear(4, 4), bn=nn.BatchNorm1d(4))
     model.register_buffer('adjacency', torch.eye(3, dtype=torch.float64).to_sparse())
     folds(model, batch(3, 4))
 
@@ -725,7 +813,8 @@ def test_hook(name, register):
 
 @pytest.mark.parametrize('kind', [nn.Conv2d, nn.BatchNorm2d])
 def test_global_hook(kind):
-    handle = nn.modules.module.register_module_forward_hook(lambda m,args,out: out.relu() if isinstance(m, kind) else None)
+    def hook(m, args, out): return out.relu() if isinstance(m, kind) else None
+    handle = nn.modules.module.register_module_forward_hook(hook)
     try: keeps(pair(lambda s,x: s.bn(s.conv(x))), images)
     finally: handle.remove()
 
@@ -750,9 +839,11 @@ def test_activation_that_looks_elsewhere(how, monkeypatch):
     else: monkeypatch.setattr(nn.ReLU, 'forward', with_skip)
     keeps(model, images, inplace=True, why='also used by add')
 
-@pytest.mark.parametrize('act', [nn.ReLU(True), nn.SiLU(True), nn.Hardswish(True), nn.LeakyReLU(inplace=True), nn.ELU(inplace=True)])
+@pytest.mark.parametrize('act', [
+    nn.ReLU(True), nn.SiLU(True), nn.Hardswish(True), nn.LeakyReLU(inplace=True), nn.ELU(inplace=True)])
 def test_activation_in_place(act):
-    keeps(pair(lambda s,x: (lambda y: (s.act(y), s.bn(y))[1])(s.conv(x)), act=act), images, why=f'made by {type(act).__name__}')
+    before = pair(lambda s,x: (lambda y: (s.act(y), s.bn(y))[1])(s.conv(x)), act=act)
+    keeps(before, images, why=f'made by {type(act).__name__}')
     keeps(pair(lambda s,x: (lambda y: (s.bn(y), s.act(y))[0])(s.conv(x)), act=act), images, why='also used by')
     folds(pair(lambda s,x: s.act(s.bn(s.conv(x))), act=act), images)
 
@@ -805,9 +896,10 @@ def test_norm_that_its_parent_keeps_in_training():
 class Twice(nn.Module):
     def forward(self, x): return x*2
 def parametrized(m, name='weight'): return parametrize.register_parametrization(m, name, Twice())
-computed = dict(new_weight_norm=parametrizations.weight_norm, old_weight_norm=weight_norm, spectral_norm=parametrizations.spectral_norm,
-    old_spectral_norm=nn.utils.spectral_norm,
-    pruned=lambda c: prune.l1_unstructured(c, 'weight', .5), weight=parametrized, bias=lambda c: parametrized(c, 'bias'))
+computed = dict(new_weight_norm=parametrizations.weight_norm, old_weight_norm=weight_norm,
+    spectral_norm=parametrizations.spectral_norm, old_spectral_norm=nn.utils.spectral_norm,
+    pruned=lambda c: prune.l1_unstructured(c, 'weight', .5), weight=parametrized,
+    bias=lambda c: parametrized(c, 'bias'))
 @pytest.mark.parametrize('name', computed)
 def test_computed_weight(name): fold(pair(lambda s,x: s.bn(s.conv(x)), conv=computed[name](conv())), images)
 def test_computed_norm(): fold(pair(lambda s,x: s.bn(s.conv(x)), bn=parametrized(nn.BatchNorm2d(4))), images)
@@ -818,17 +910,22 @@ def tied(forward, a, b, **more):
     b.weight = a.weight
     return Net(forward, a=a, b=b, bn=nn.BatchNorm2d(4), **more)
 def test_tied_both_normed(): folds(tied(lambda s,x: (s.bn(s.a(x)), s.bn(s.b(x))), conv(), conv()), images)
-def test_tied_one_normed(): keeps(tied(lambda s,x: (s.bn(s.a(x)), s.b(x)), conv(), conv()), images, why='called 2 times')
-def test_tied_to_its_transpose(): keeps(tied(lambda s,x: (s.bn(s.a(x)), s.bn(s.b(x))), conv(bias=False), nn.ConvTranspose2d(4, 4, 3, bias=False)), images)
-def test_shared_layer_one_normed(): keeps(pair(lambda s,x: (s.bn(s.conv(x)), s.conv(x*2))), images, why='called 2 times')
+def test_tied_one_normed():
+    keeps(tied(lambda s,x: (s.bn(s.a(x)), s.b(x)), conv(), conv()), images, why='called 2 times')
+def test_tied_to_its_transpose():
+    a,b = conv(bias=False),nn.ConvTranspose2d(4, 4, 3, bias=False)
+    keeps(tied(lambda s,x: (s.bn(s.a(x)), s.bn(s.b(x))), a, b), images)
+def test_shared_layer_one_normed():
+    keeps(pair(lambda s,x: (s.bn(s.conv(x)), s.conv(x*2))), images, why='called 2 times')
 def test_norm_weight_is_layer_bias():
     model = pair(lambda s,x: s.bn(s.conv(x)))
     model.conv.bias = model.bn.weight
     fold(model, images)
 
 uses = dict(functional=lambda s,x: F.conv2d(x, s.conv.weight), penalty=lambda s,x: s.conv.weight.square().sum(),
-    script=lambda s,x: script.double(s.conv.weight), detached=lambda s,x: s.conv.weight.detach(), data=lambda s,x: s.conv.bias.data,
-    all=lambda s,x: sum(p.sum() for p in s.parameters()), numpy=lambda s,x: torch.tensor(s.conv.weight.detach().numpy()), listed=lambda s,x: s.listed[0],
+    script=lambda s,x: script.double(s.conv.weight), detached=lambda s,x: s.conv.weight.detach(),
+    data=lambda s,x: s.conv.bias.data, all=lambda s,x: sum(p.sum() for p in s.parameters()),
+    numpy=lambda s,x: torch.tensor(s.conv.weight.detach().numpy()), listed=lambda s,x: s.listed[0],
     wrapped=lambda s,x: nn.Parameter(s.conv.weight).sum(),
     forward=lambda s,x: s.conv.forward(x), norm=lambda s,x: s.bn.weight*2, statistics=lambda s,x: s.bn.running_var*2)
 @pytest.mark.parametrize('name', uses)
@@ -837,16 +934,17 @@ def test_weight_used_elsewhere(name):
     model.listed = [model.conv.weight]
     keeps(model, images)
 
-asked = dict(dtype=lambda s,x: x.to(s.bn.weight.dtype), device=lambda s,x: x.to(next(s.bn.parameters()).device), eps=lambda s,x: x*s.bn.eps,
-    features=lambda s,x: x.view(-1, s.bn.num_features, 6, 6))
+asked = dict(dtype=lambda s,x: x.to(s.bn.weight.dtype), device=lambda s,x: x.to(next(s.bn.parameters()).device),
+    eps=lambda s,x: x*s.bn.eps, features=lambda s,x: x.view(-1, s.bn.num_features, 6, 6))
 @pytest.mark.parametrize('name', asked)
-def test_norm_asked_for_what_identity_lacks(name): fold(pair(lambda s,x: s.bn(s.conv(asked[name](s, x)))), images, verify=name in ('eps', 'features'))
+def test_norm_asked_for_what_identity_lacks(name):
+    fold(pair(lambda s,x: s.bn(s.conv(asked[name](s, x)))), images, verify=name in ('eps', 'features'))
 
 changes = dict(times=lambda p: p*2, plus=lambda p: p+1, same=lambda p: p)
 @pytest.mark.parametrize('name', changes)
 def test_functional_call(name):
-    model = Net(lambda s,x: torch.func.functional_call(s.n, {k:changes[name](v) for k,v in s.n.named_parameters()}, (x,)),
-        n=nn.Sequential(conv(), nn.BatchNorm2d(4)))
+    def f(s, x): return torch.func.functional_call(s.n, {k:changes[name](v) for k,v in s.n.named_parameters()}, (x,))
+    model = Net(f, n=nn.Sequential(conv(), nn.BatchNorm2d(4)))
     fold(model, images)
 def test_statistics_replaced_in_forward():
     def forward(s, x):
@@ -857,7 +955,8 @@ def test_weight_clamped_in_forward():
     def forward(s, x):
         s.conv.weight.data.clamp_(-.1, .1)
         return s.bn(s.conv(x))
-    with pytest.raises(FoldError, match="writes into its parameter 'conv.weight'"): BN_Folder().plan(pair(forward), images)
+    with pytest.raises(FoldError, match="writes into its parameter 'conv.weight'"):
+        BN_Folder().plan(pair(forward), images)
 
 @pytest.mark.parametrize('inplace', [False, True])
 @pytest.mark.parametrize('held', [list, dict])
@@ -879,8 +978,8 @@ def test_norm_registered_under_the_layer():
 
 def lying(how): return NormRule(affine=lambda norm,name: how(NORMS[nn.BatchNorm2d].affine(norm, name)))
 class Lied(nn.BatchNorm2d): pass
-lies = dict(no_shift=lambda a: a._replace(shift=a.shift*0), no_scale=lambda a: a._replace(scale=a.scale**0), minus=lambda a: a._replace(scale=-a.scale),
-    a_little=lambda a: a._replace(scale=a.scale*(1+1e-3)))
+lies = dict(no_shift=lambda a: a._replace(shift=a.shift*0), no_scale=lambda a: a._replace(scale=a.scale**0),
+    minus=lambda a: a._replace(scale=-a.scale), a_little=lambda a: a._replace(scale=a.scale*(1+1e-3)))
 @pytest.mark.parametrize('name', lies)
 @pytest.mark.parametrize('inplace', [False, True])
 def test_liar(name, inplace):
@@ -925,8 +1024,8 @@ def test_nothing_to_compare(how):
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_dtype(dtype):
-    model = live(nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv(bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3), nn.BatchNorm1d(3)),
-        dtype)
+    model = live(nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv(bias=False), nn.BatchNorm2d(4), nn.Flatten(),
+        nn.Linear(16, 3), nn.BatchNorm1d(3)), dtype)
     folder = BN_Folder()
     folded = folder.fold(model, images.to(dtype))
     assert len(folder.report.folded)==3 and {p.dtype for p in folded.parameters()}=={dtype}
@@ -941,10 +1040,12 @@ def test_overflow():
 
 def state(model):
     "Everything about a model that folding it might touch"
-    objects = [*model.named_modules(), *model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    objects = [*model.named_modules(), *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False)]
     bits = {k:v.detach().clone() for k,v in model.state_dict().items()}
     hooks = [{k:dict(v) for k,v in vars(m).items() if 'hooks' in k} for m in model.modules()]
-    return [(n, id(o)) for n,o in objects],bits,[m.training for m in model.modules()],[p.requires_grad for p in model.parameters()],hooks
+    trains = [p.requires_grad for p in model.parameters()]
+    return [(n, id(o)) for n,o in objects],bits,[m.training for m in model.modules()],trains,hooks
 
 def assert_same(a, b):
     assert a[0]==b[0] and a[2:]==b[2:]
@@ -956,7 +1057,9 @@ def mixed(model):
     for i,p in enumerate(model.parameters()): p.requires_grad = i%3!=0
     return model
 
-def block(): return live(nn.Sequential(nn.BatchNorm2d(4), conv(), nn.BatchNorm2d(4), nn.ReLU(True), nn.Dropout(), conv(bias=False), nn.BatchNorm2d(4)))
+def block():
+    return live(nn.Sequential(nn.BatchNorm2d(4), conv(), nn.BatchNorm2d(4), nn.ReLU(True), nn.Dropout(),
+        conv(bias=False), nn.BatchNorm2d(4)))
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 @pytest.mark.parametrize('verify', [True, False])
@@ -999,7 +1102,8 @@ def test_channels_last_and_flags():
     folded = BN_Folder(verify=False).fold(model, images)
     for old,new in zip(model.modules(), folded.modules()):
         if not isinstance(old, nn.Conv2d): continue
-        assert new.weight.is_contiguous(memory_format=torch.channels_last) and new.weight.requires_grad==old.weight.requires_grad
+        assert new.weight.is_contiguous(memory_format=torch.channels_last)
+        assert new.weight.requires_grad==old.weight.requires_grad
         assert new.bias.requires_grad==(old.weight if old.bias is None else old.bias).requires_grad
 
 def test_folding_twice():
@@ -1036,15 +1140,18 @@ def test_no_copy():
 # errors
 
 def quantized():
-    torch.backends.quantized.engine = 'qnnpack' if 'fbgemm' not in torch.backends.quantized.supported_engines else 'fbgemm'
+    engines = torch.backends.quantized.supported_engines
+    torch.backends.quantized.engine = 'qnnpack' if 'fbgemm' not in engines else 'fbgemm'
     return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
 errors = dict(
-    meta=(lambda: block().to('meta'), images, "'0'.*meta"), lazy=(lambda: nn.Sequential(nn.LazyConv2d(4, 3), nn.BatchNorm2d(4)), images, "'0'.*LazyConv2d"),
-        scripted=(lambda: torch.jit.script(block()), images, 'scripted'),
+    meta=(lambda: block().to('meta'), images, "'0'.*meta"),
+    lazy=(lambda: nn.Sequential(nn.LazyConv2d(4, 3), nn.BatchNorm2d(4)), images, "'0'.*LazyConv2d"),
+    scripted=(lambda: torch.jit.script(block()), images, 'scripted'),
     scripted_child=(lambda: nn.Sequential(torch.jit.script(conv()), nn.BatchNorm2d(4)), images, "'0'.*scripted"),
-        compiled=(lambda: torch.compile(block(), backend='eager'), images, 'compiled'),
-    quantized=(quantized, batch(2, 4), "'0'.*quantized"), fails=(block, batch(2, 3, 6, 6), 'failed on the example batch'),
-        not_a_model=(lambda: 'model', images, 'nn.Module'))
+    compiled=(lambda: torch.compile(block(), backend='eager'), images, 'compiled'),
+    quantized=(quantized, batch(2, 4), "'0'.*quantized"),
+    fails=(block, batch(2, 3, 6, 6), 'failed on the example batch'),
+    not_a_model=(lambda: 'model', images, 'nn.Module'))
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 @pytest.mark.parametrize('name', errors)
 def test_error(name):
@@ -1056,7 +1163,8 @@ def test_own_error_is_chained():
 def test_no_example():
     with pytest.raises(FoldError, match='example'): BN_Folder().fold(pair(lambda s,x,y: s.bn(s.conv(x))))
 
-@pytest.mark.parametrize('name,value', [('running_mean', float('nan')), ('running_var', float('inf')), ('running_var', float('nan')), ('running_var', -1.),
+@pytest.mark.parametrize('name,value', [
+    ('running_mean', float('nan')), ('running_var', float('inf')), ('running_var', float('nan')), ('running_var', -1.),
     ('weight', float('inf')), ('bias', float('nan'))])
 def test_not_finite(name, value):
     model = mixed(block())
@@ -1085,7 +1193,8 @@ model,x,want = pickle.load(open('pickled', 'rb'))
 assert torch.equal(model(x), want) and torch.equal(torch.load('saved.pt', weights_only=False)(x), want)
 """, cwd=tmp_path)
 
-def test_imports_without_fastai(root): in_process("import sys, fastfold.folder; assert 'fastai' not in sys.modules", cwd=root)
+def test_imports_without_fastai(root):
+    in_process("import sys, fastfold.folder; assert 'fastai' not in sys.modules", cwd=root)
 
 @settings(max_examples=300, derandomize=True, deadline=None, database=None)
 @given(nets())
@@ -1095,11 +1204,16 @@ def test_random_net(net): check(net)
 
 def test_numbers_from_the_input():
     "A number that may come from the size or the values of the input can't go into a bias"
-    for f in (lambda s,x: s.bn(s.conv(x)/x.shape[-1]).relu(), lambda s,x: s.last(s.bn(x.relu())*x.size(2)), lambda s,x: s.bn(s.conv(x)+len(x)).relu(),
-            lambda s,x: s.bn(s.conv(x)*x.abs().max().item()).relu(), lambda s,x: s.bn(s.conv(x)+float(x.mean())).relu()):
-        keeps(Net(f, conv=conv(), bn=nn.BatchNorm2d(4), last=conv(k=1)), images, why='a number that may depend on the input', others=[(batch(2, 4, 8, 8),)])
-    folds(Net(lambda s,x: s.bn(s.conv(x)*2/3-1).relu().reshape(x.shape[0], -1), conv=nn.Sequential(conv(), nn.Identity()), bn=nn.BatchNorm2d(4)), images, n=0)
-    folds(Net(lambda s,x: s.net(x).reshape(x.shape[0], -1), net=Net(lambda s,x: s.bn(s.conv(x)*2/3-1).relu(), conv=conv(), bn=nn.BatchNorm2d(4))), images)
+    for f in (lambda s,x: s.bn(s.conv(x)/x.shape[-1]).relu(), lambda s,x: s.last(s.bn(x.relu())*x.size(2)),
+            lambda s,x: s.bn(s.conv(x)+len(x)).relu(), lambda s,x: s.bn(s.conv(x)*x.abs().max().item()).relu(),
+            lambda s,x: s.bn(s.conv(x)+float(x.mean())).relu()):
+        model = Net(f, conv=conv(), bn=nn.BatchNorm2d(4), last=conv(k=1))
+        keeps(model, images, why='a number that may depend on the input', others=[(batch(2, 4, 8, 8),)])
+    def constants(s, x): return s.bn(s.conv(x)*2/3-1).relu()
+    def flat(s, x): return constants(s, x).reshape(x.shape[0], -1)
+    folds(Net(flat, conv=nn.Sequential(conv(), nn.Identity()), bn=nn.BatchNorm2d(4)), images, n=0)
+    net = Net(constants, conv=conv(), bn=nn.BatchNorm2d(4))
+    folds(Net(lambda s,x: s.net(x).reshape(x.shape[0], -1), net=net), images)
 
 def test_attributes_set_in_forward():
     def plain(s, x, y):
@@ -1113,12 +1227,15 @@ def test_attributes_set_in_forward():
         return s.conv(s.bn(x.relu()))
     hyper = nn.BatchNorm2d(4)
     del hyper.weight
-    keeps(Net(plain, conv=conv(), bn=hyper), images, batch(3, 4, 2, 2), why='has attributes set in a forward', others=[(images, batch(3, 4, 2, 2, seed=1))])
+    why = 'has attributes set in a forward'
+    model = Net(plain, conv=conv(), bn=hyper)
+    keeps(model, images, batch(3, 4, 2, 2), why=why, others=[(images, batch(3, 4, 2, 2, seed=1))])
     for f in eps, padding:
-        keeps(Net(f, conv=conv(), bn=nn.BatchNorm2d(4)), images, why='has attributes set in a forward', others=[(batch(1, 4, 9, 9),)])
+        keeps(Net(f, conv=conv(), bn=nn.BatchNorm2d(4)), images, why=why, others=[(batch(1, 4, 9, 9),)])
 
 def test_type_reads():
-    keeps(Net(lambda s,x: s.bn(s.conv(x)) * s.conv.weight.type(torch.float32).norm().double(), conv=conv(), bn=nn.BatchNorm2d(4)), images, why='also read by')
+    def f(s, x): return s.bn(s.conv(x)) * s.conv.weight.type(torch.float32).norm().double()
+    keeps(Net(f, conv=conv(), bn=nn.BatchNorm2d(4)), images, why='also read by')
 def test_statistics_switched_off():
     model = nn.Sequential(conv(), nn.InstanceNorm2d(4, affine=True, track_running_stats=True), nn.ReLU())
     model[1].track_running_stats = False
@@ -1129,12 +1246,14 @@ def test_same_input_twice():
     keeps(Net(f, conv=conv(), bn=nn.BatchNorm2d(4)), images, images, why='also used by add')
     q = images[:1].float()
     model,folder = live(Net(f, conv=conv(), bn=nn.BatchNorm2d(4))).float(),BN_Folder(verify=False)
-    assert not difference(tensors(model, q, q), tensors(folder.fold(model, q, q), q, q)) and folder.report.kept # as one, doubled, too
+    # as one, doubled, too
+    assert not difference(tensors(model, q, q), tensors(folder.fold(model, q, q), q, q)) and folder.report.kept
     a,b = in_float64((q, q))
     assert a is b
 def test_batch_of_one_and_a_number():
     two = torch.tensor(2.)
-    model = Net(lambda s,x,t: s.bn(s.conv(x).transpose(0, 1).reshape(x.shape)).relu()*t, conv=conv(padding=1), bn=nn.BatchNorm2d(4))
+    def f(s, x, t): return s.bn(s.conv(x).transpose(0, 1).reshape(x.shape)).relu()*t
+    model = Net(f, conv=conv(padding=1), bn=nn.BatchNorm2d(4))
     keeps(model, images[:1], two, others=[(images, two)])
 
 def test_written_after_a_copy():
@@ -1165,7 +1284,8 @@ class Hooked(nn.Module):
 def test_hook_inside_a_norm():
     keeps(Hooked(), images, why='has a hook', others=[(images[:1],)])
 def test_act_on_shared_memory():
-    model = Net(lambda s,x: s.bn(s.conv(x).mean((2, 3), keepdim=True).expand(-1, -1, 5, 5)), conv=conv(), bn=BatchNormAct2d(4))
+    def f(s, x): return s.bn(s.conv(x).mean((2, 3), keepdim=True).expand(-1, -1, 5, 5))
+    model = Net(f, conv=conv(), bn=BatchNormAct2d(4))
     keeps(model, images, why='writes into its input')
 
 class Peek(nn.BatchNorm2d):
@@ -1174,20 +1294,24 @@ class Peek(nn.BatchNorm2d):
         vars(self)['seen'] = x.mean((2, 3), keepdim=True)
         return x
 def test_reader_that_hands_on():
-    keeps(Net(lambda s,x: s.bn(s.peek(s.conv(x)))*s.peek.seen, conv=conv(), peek=Peek(4), bn=nn.BatchNorm2d(4)), images, why='is a Peek')
+    model = Net(lambda s,x: s.bn(s.peek(s.conv(x)))*s.peek.seen, conv=conv(), peek=Peek(4), bn=nn.BatchNorm2d(4))
+    keeps(model, images, why='is a Peek')
 
 def test_numbers_as_inputs():
     model = Net(lambda s,x,k: s.bn(s.conv(x)*k).relu(), conv=conv(), bn=nn.BatchNorm2d(4))
     keeps(model, images, 3, why='a number that may depend on the input', others=[(images, 2)])
-    folds(Net(lambda s,x,k: s.bn(s.conv(x)).relu()*k, conv=conv(), bn=nn.BatchNorm2d(4)), images, 3, others=[(images, 2)])
+    model = Net(lambda s,x,k: s.bn(s.conv(x)).relu()*k, conv=conv(), bn=nn.BatchNorm2d(4))
+    folds(model, images, 3, others=[(images, 2)])
 def test_choices_by_name():
     "Of parts that are made alike, another one may run another time"
     def part(): return nn.Sequential(nn.BatchNorm2d(4), nn.ReLU())
     for f in (lambda s,x,d: (s.a if d else s.b)(s.conv(x))), (lambda s,x,d: s.norm((s.c if d else s.d)(x)).relu()):
         model = Net(f, conv=conv(), norm=nn.BatchNorm2d(4), a=part(), b=part(), c=conv(), d=conv())
         fold(model, images, True, others=[(images, False)])
-    keeps(Net(lambda s,x,d: (s.a if d else s.b)(s.conv(x)), conv=conv(), a=part(), b=part()), images, True, why='is never run')
-    folds(Net(lambda s,x: s.norm(s.conv(x)).relu(), conv=conv(), norm=nn.BatchNorm2d(4), other=nn.Linear(4, 4)), images, n=1)
+    model = Net(lambda s,x,d: (s.a if d else s.b)(s.conv(x)), conv=conv(), a=part(), b=part())
+    keeps(model, images, True, why='is never run')
+    model = Net(lambda s,x: s.norm(s.conv(x)).relu(), conv=conv(), norm=nn.BatchNorm2d(4), other=nn.Linear(4, 4))
+    folds(model, images, n=1)
 
 class Remembers(nn.Module):
     "Keeps in its attributes what it has seen"
@@ -1215,3 +1339,28 @@ def test_attributes_that_keep():
         s.seen = s.conv(x)
         return s.bn(s.seen).relu()
     keeps(Net(f, conv=conv(), bn=nn.BatchNorm2d(4)), images, why='something keeps it')
+
+def late_write(how):
+    "Write into something that is what the norm returns, or a copy of it, by how its memory is laid out"
+    def f(y):
+        z = how(y)
+        z.add_(1)
+        return y.sum((2,3)) + z.flatten(1).sum(1, keepdim=True)
+    return f
+
+@pytest.mark.parametrize('before', [lambda x: x, lambda x: x.transpose(2, 3), lambda x: x[...,::2]],
+    ids=['as it is', 'transposed', 'every other'])
+@pytest.mark.parametrize('how', [
+    lambda y: y.contiguous(), lambda y: y.contiguous(memory_format=torch.channels_last),
+    lambda y: y.mT.contiguous(), lambda y: y.flatten(1), lambda y: y.mT.reshape(len(y), -1),
+    lambda y: y.to(memory_format=torch.channels_last)], ids=str)
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
+def test_memory_layout(before, how, layout):
+    "A norm puts memory in order, so what is a copy behind it may be a view without it"
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv,self.bn = nn.Conv2d(3, 4, 3),nn.BatchNorm2d(4)
+        def forward(self, x): return late_write(how)(self.bn(before(self.conv(x))))
+    net,x = live(Net()).to(memory_format=layout),torch.randn(2, 3, 7, 6).double().contiguous(memory_format=layout)
+    assert difference(net(x.clone()), BN_Folder(verify=False).fold(net, x)(x.clone()))<1e-9

@@ -1,5 +1,5 @@
-"""What the notebook can't teach about learners: every way a training can begin, end and go on, against the same learner without fastfold.
-What training on gives must be the same bits, not similar ones"""
+"""What the notebook can't teach about learners: every way a training can begin, end and go on, against the same learner
+without fastfold. What training on gives must be the same bits, not similar ones"""
 import warnings
 from copy import deepcopy
 import pytest, torch
@@ -7,13 +7,15 @@ from torch import nn
 with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     from fastai.vision.all import (BnFreeze, Callback, CancelFitException, ChannelsLast, CSVLogger, CutMix,
-        EarlyStoppingCallback, Flatten, GradientAccumulation, GradientClip, Interpretation, MixUp, ModelToHalf, ParamScheduler, ReduceLROnPlateau,
-        SaveModelCallback, SchedCos, TerminateOnNaNCallback, load_learner, noop, set_seed)
+        EarlyStoppingCallback, Flatten, GradientAccumulation, GradientClip, Interpretation, MixUp, ModelToHalf,
+        ParamScheduler, ReduceLROnPlateau, SaveModelCallback, SchedCos, TerminateOnNaNCallback, load_learner, noop,
+        set_seed)
     from fastai.distributed import ParallelTrainer
 from fastfold.all import FoldCallback, FoldError
 from tiny_learner import bits, learner, picture, same, state
 
-pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::DeprecationWarning', 'ignore:.*autocast', 'ignore:.*GradScaler')
+pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::DeprecationWarning',
+    'ignore:.*autocast', 'ignore:.*GradScaler')
 
 class StopIn(Callback):
     "Stop in a batch of the second epoch, in a way of its own"
@@ -42,14 +44,19 @@ def frozen_between(learn):
     learn.fit(1)
 
 trainings = dict(
-    fit=lambda l: l.fit(2), one_cycle=lambda l: l.fit_one_cycle(2), flat_cos=lambda l: l.fit_flat_cos(2), sgdr=lambda l: l.fit_sgdr(1, 1),
-    fine_tune=lambda l: l.fine_tune(1), mixed=one_of_each, reset_opt=lambda l: l.fit(1, reset_opt=True), frozen=frozen_between,
-    start_epoch=lambda l: l.fit(2, start_epoch=1), none_then_one=lambda l: (l.fit(0), l.fit(1)), lr_find=lambda l: (lr_find(l), l.fit(1)),
-    mixup=lambda l: l.fit(1, cbs=MixUp()), cutmix=lambda l: l.fit(1, cbs=CutMix()), accumulated=lambda l: l.fit(1, cbs=GradientAccumulation(16)),
+    fit=lambda l: l.fit(2), one_cycle=lambda l: l.fit_one_cycle(2), flat_cos=lambda l: l.fit_flat_cos(2),
+    sgdr=lambda l: l.fit_sgdr(1, 1), fine_tune=lambda l: l.fine_tune(1), mixed=one_of_each,
+    reset_opt=lambda l: l.fit(1, reset_opt=True), frozen=frozen_between, start_epoch=lambda l: l.fit(2, start_epoch=1),
+    none_then_one=lambda l: (l.fit(0), l.fit(1)), lr_find=lambda l: (lr_find(l), l.fit(1)),
+    mixup=lambda l: l.fit(1, cbs=MixUp()), cutmix=lambda l: l.fit(1, cbs=CutMix()),
+    accumulated=lambda l: l.fit(1, cbs=GradientAccumulation(16)),
     clipped=lambda l: l.fit(1, cbs=GradientClip()), bn_freeze=lambda l: (l.freeze(), l.fit(1, cbs=BnFreeze())),
-    scheduled=lambda l: l.fit(1, cbs=ParamScheduler({'lr': SchedCos(1e-3, 1e-4)})), plateau=lambda l: l.fit(2, cbs=ReduceLROnPlateau(min_delta=10)),
-    early=lambda l: l.fit(3, cbs=EarlyStoppingCallback(min_delta=10)), sane=lambda l: l.fit(1, cbs=TerminateOnNaNCallback()),
-    cancelled=lambda l: l.fit(2, cbs=StopIn(CancelFitException('stop'))), cancelled_at_once=lambda l: l.fit(1, cbs=StopIn(CancelFitException('stop'))),
+    scheduled=lambda l: l.fit(1, cbs=ParamScheduler({'lr': SchedCos(1e-3, 1e-4)})),
+    plateau=lambda l: l.fit(2, cbs=ReduceLROnPlateau(min_delta=10)),
+    early=lambda l: l.fit(3, cbs=EarlyStoppingCallback(min_delta=10)),
+    sane=lambda l: l.fit(1, cbs=TerminateOnNaNCallback()),
+    cancelled=lambda l: l.fit(2, cbs=StopIn(CancelFitException('stop'))),
+    cancelled_at_once=lambda l: l.fit(1, cbs=StopIn(CancelFitException('stop'))),
     best=lambda l: l.fit(2, cbs=SaveModelCallback()), best_opt=lambda l: l.fit(2, cbs=SaveModelCallback(with_opt=True)),
     logged=lambda l: l.fit(1, cbs=CSVLogger()))
 
@@ -64,11 +71,14 @@ class Scaled(nn.Module):
     "A residual branch that ends in a layer scale, as ConvNeXt has it"
     def __init__(self):
         super().__init__()
-        self.a,self.n,self.scale = nn.Conv2d(8, 8, 3, padding=1),nn.BatchNorm2d(8),nn.Parameter(torch.linspace(-1, 1, 8).view(8, 1, 1))
+        self.a,self.n = nn.Conv2d(8, 8, 3, padding=1),nn.BatchNorm2d(8)
+        self.scale = nn.Parameter(torch.linspace(-1, 1, 8).view(8, 1, 1))
     def forward(self, x): return self.scale*self.n(self.a(x)) + x
 
-@pytest.mark.parametrize('block,options,left', [(Branches, dict(merge=True), ['a_merged.bias', 'a_merged.weight']),
-    (Scaled, dict(layer_scale=True), ['a.bias', 'a.weight']), (Scaled, dict(layer_scale=True, merge=True), ['a_merged.bias', 'a_merged.weight'])])
+@pytest.mark.parametrize('block,options,left', [
+    (Branches, dict(merge=True), ['a_merged.bias', 'a_merged.weight']),
+    (Scaled, dict(layer_scale=True), ['a.bias', 'a.weight']),
+    (Scaled, dict(layer_scale=True, merge=True), ['a_merged.bias', 'a_merged.weight'])])
 def test_other_forward(tmp_path, block, options, left):
     "Rewritten when training ends; as before for the optimizer and for saving, and when training goes on"
     ends,preds = [],[]
@@ -101,9 +111,11 @@ def test_trains_as_without(name, tmp_path):
     same(*ends)
     assert len(learn.fold_report.folded)==4
 
-permanent = dict(mixup=lambda: [MixUp()], accumulated=lambda: [GradientAccumulation(16)], channels_last=lambda: [ChannelsLast()],
-    logged=lambda: [CSVLogger(append=True)], best=lambda: [SaveModelCallback()], every=lambda: [SaveModelCallback(every_epoch=True)],
-    at_end=lambda: [SaveModelCallback(at_end=True)], early=lambda: [EarlyStoppingCallback(patience=5)], parallel=lambda: [ParallelTrainer(None)])
+permanent = dict(mixup=lambda: [MixUp()], accumulated=lambda: [GradientAccumulation(16)],
+    channels_last=lambda: [ChannelsLast()], logged=lambda: [CSVLogger(append=True)],
+    best=lambda: [SaveModelCallback()], every=lambda: [SaveModelCallback(every_epoch=True)],
+    at_end=lambda: [SaveModelCallback(at_end=True)], early=lambda: [EarlyStoppingCallback(patience=5)],
+    parallel=lambda: [ParallelTrainer(None)])
 permanent |= dict(fp16=lambda: 'to_fp16', bf16=lambda: 'to_bf16', all_last=lambda: 'to_channelslast')
 
 def use(learn):
@@ -126,11 +138,14 @@ def test_trains_as_without_with_permanent(name, tmp_path):
         ends.append(state(learn))
     same(*ends)
 
-between = dict(fold=lambda l: l.fold(), twice=lambda l: (l.fold(), l.fold()), there_and_back=lambda l: (l.fold(), l.unfold(), l.unfold()),
+between = dict(fold=lambda l: l.fold(), twice=lambda l: (l.fold(), l.fold()),
+    there_and_back=lambda l: (l.fold(), l.unfold(), l.unfold()),
     with_options=lambda l: (l.fold(), l.fold(forward=False)),
     refreshed=lambda l: l.fold(refresh_bn=3), again=lambda l: (l.fold(refresh_bn=2), l.fold(refresh_bn=3)),
-    saved=lambda l: (l.fold(refresh_bn=2), l.save('a', with_opt=True), l.load('a', with_opt=True)), exported=lambda l: (l.fold(), l.export()))
-baseline = dict(saved=lambda l: (l.save('a', with_opt=True), l.load('a', with_opt=True)), exported=lambda l: l.export()) # fastai draws random numbers there
+    saved=lambda l: (l.fold(refresh_bn=2), l.save('a', with_opt=True), l.load('a', with_opt=True)),
+    exported=lambda l: (l.fold(), l.export()))
+# fastai draws random numbers there
+baseline = dict(saved=lambda l: (l.save('a', with_opt=True), l.load('a', with_opt=True)), exported=lambda l: l.export())
 
 @pytest.mark.parametrize('name', between)
 def test_trained_on_after_fold_by_hand(name, tmp_path):
@@ -169,14 +184,17 @@ def test_wrong_option_is_told_before_training():
     for kwargs in dict(refresh=5), dict(refresh_bn=True), dict(refresh_bn=-1), dict(refresh_bn=.5):
         with pytest.raises((TypeError,FoldError), match='refresh'): FoldCallback(**kwargs)
 
-interruptions = dict(first=lambda l: l.fit(1, cbs=StopIn(KeyboardInterrupt('stop'))), later=lambda l: l.fit(2, cbs=StopIn(KeyboardInterrupt('stop'))),
-    failed=lambda l: l.fit(2, cbs=StopIn(KeyboardInterrupt())), mixup=lambda l: l.fit(2, cbs=[MixUp(), StopIn(KeyboardInterrupt('stop'))]),
+interruptions = dict(first=lambda l: l.fit(1, cbs=StopIn(KeyboardInterrupt('stop'))),
+    later=lambda l: l.fit(2, cbs=StopIn(KeyboardInterrupt('stop'))),
+    failed=lambda l: l.fit(2, cbs=StopIn(KeyboardInterrupt())),
+    mixup=lambda l: l.fit(2, cbs=[MixUp(), StopIn(KeyboardInterrupt('stop'))]),
     parallel=lambda l: l.fit(2, cbs=[ParallelTrainer(None), StopIn(KeyboardInterrupt('stop'))]))
 
 @pytest.mark.parametrize('folded_before', [False,True])
 @pytest.mark.parametrize('name', interruptions)
 def test_interrupted(name, folded_before, tmp_path):
-    "not folded, nothing lost, not folded by the next use; and `fold` works right after, through what was left around the model"
+    """not folded, nothing lost, not folded by the next use; and `fold` works right after, through what was left around
+    the model"""
     ends = []
     for cbs in [], [FoldCallback()]:
         learn = learner(tmp_path, *cbs)
@@ -242,10 +260,12 @@ class Stepped(nn.Module):
 
 @pytest.mark.parametrize('ends_in', [1,3,None])
 def test_refresh_leaves_nothing(ends_in, tmp_path):
-    "Statistics, momentum, modes, other buffers and random states are as they were, at once if it fails, else when unfolded"
+    """Statistics, momentum, modes, other buffers and random states are as they were, at once if it fails, else when
+    unfolded"""
     body = nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(3,8,3)), nn.BatchNorm2d(8, momentum=.3), nn.ReLU())
-    model = nn.Sequential(body, nn.InstanceNorm2d(8, track_running_stats=True), nn.Sequential(nn.AvgPool2d(2), nn.Flatten()),
-        nn.Linear(72,16), nn.BatchNorm1d(16), Stepped(), nn.Dropout(), nn.Linear(16,2))
+    model = nn.Sequential(body, nn.InstanceNorm2d(8, track_running_stats=True),
+        nn.Sequential(nn.AvgPool2d(2), nn.Flatten()), nn.Linear(72,16), nn.BatchNorm1d(16), Stepped(), nn.Dropout(),
+        nn.Linear(16,2))
     learn = learner(tmp_path, model=model)
     learn.fit(1)
     model[0].eval() # modes of its own
@@ -264,18 +284,22 @@ def test_refresh_leaves_nothing(ends_in, tmp_path):
     assert all(a.running_var is b for a,b in zip(norms, objects))
 
 def test_refresh_is_the_mean(tmp_path):
-    "over all batches, each by itself, whatever the statistics were before; kept norms too, and wherever the model goes meanwhile"
-    model = nn.Sequential(nn.BatchNorm2d(3, momentum=.9), nn.ReLU(), Flatten(), nn.Linear(192,4), nn.BatchNorm1d(4), nn.Linear(4,2))
+    """over all batches, each by itself, whatever the statistics were before; kept norms too, and wherever the model
+    goes meanwhile"""
+    model = nn.Sequential(nn.BatchNorm2d(3, momentum=.9), nn.ReLU(), Flatten(),
+        nn.Linear(192,4), nn.BatchNorm1d(4), nn.Linear(4,2))
     nn.init.constant_(model[0].running_mean, 7)
     learn = learner(tmp_path, model=model)
     report = learn.fold(refresh_bn=4)
     xs = torch.stack([picture(i) for i in range(32)])
-    assert [o.name for o in report.kept]==['0'] and torch.allclose(model[0].running_mean, xs.mean((0,2,3)), atol=1e-6) and model[0].num_batches_tracked==4
+    assert [o.name for o in report.kept]==['0'] and model[0].num_batches_tracked==4
+    assert torch.allclose(model[0].running_mean, xs.mean((0,2,3)), atol=1e-6)
     refreshed = bits(model[0].running_mean)
     learn.model.double()
     learn.save('m') # as trained
     assert torch.load(tmp_path/'models/m.pth', weights_only=False)['0.running_mean'].eq(7).all()
-    assert learn.is_folded and bits(model[0].running_mean.float())==refreshed and model[0].running_mean.dtype==torch.float64
+    assert learn.is_folded and bits(model[0].running_mean.float())==refreshed
+    assert model[0].running_mean.dtype==torch.float64
     learn.unfold()
     assert model[0].running_mean.eq(7).all() and model[0].running_mean.dtype==torch.float64 and model[0].momentum==.9
 
@@ -311,11 +335,13 @@ def test_refresh_by_callback(tmp_path):
 
 def interpret(learn): return Interpretation.from_learner(learn).top_losses()[0]
 
-uses = dict(validate=lambda l: l.validate(), get_preds=lambda l: l.get_preds()[0], tta=lambda l: l.tta(n=2)[0], predict=lambda l: l.predict(40)[2],
-    with_loss=lambda l: l.get_preds(ds_idx=0, with_loss=True)[2], summary=lambda l: l.summary() and None, interpret=interpret,
+uses = dict(validate=lambda l: l.validate(), get_preds=lambda l: l.get_preds()[0], tta=lambda l: l.tta(n=2)[0],
+    predict=lambda l: l.predict(40)[2], with_loss=lambda l: l.get_preds(ds_idx=0, with_loss=True)[2],
+    summary=lambda l: l.summary() and None, interpret=interpret,
     lr_find=lambda l: lr_find(l), nothing=lambda l: l.fit(0), skipped=lambda l: l.fit(2, start_epoch=2))
 
-@pytest.mark.parametrize('cbs', [lambda: [], lambda: [SaveModelCallback()], lambda: [CSVLogger()]], ids=['plain','best','logged'])
+@pytest.mark.parametrize('cbs', [lambda: [], lambda: [SaveModelCallback()], lambda: [CSVLogger()]],
+    ids=['plain','best','logged'])
 @pytest.mark.parametrize('name', uses)
 def test_use_never_folds_or_unfolds(name, cbs, tmp_path, capsys):
     "Same results, same random state afterwards, same training to follow; and what was trained stays what it was"
@@ -329,7 +355,9 @@ def test_use_never_folds_or_unfolds(name, cbs, tmp_path, capsys):
         assert learn.is_folded==bool(more) and 'norms folded' not in capsys.readouterr().out
         ends.append((res, state(learn)))
     (a,before),(b,after) = ends
-    if a is not None: assert torch.allclose(torch.as_tensor(a, dtype=torch.float64), torch.as_tensor(b, dtype=torch.float64), atol=1e-5)
+    if a is not None:
+        a,b = (torch.as_tensor(o, dtype=torch.float64) for o in (a, b))
+        assert torch.allclose(a, b, atol=1e-5)
     for o in before,after: o.pop('epochs') # it holds results of the use itself, which differ by rounding
     same(before, after)
 
@@ -373,7 +401,8 @@ def test_plain_answers(tmp_path, capsys):
     assert not capsys.readouterr().out
     bare.logger = print
     bare.fit(1)
-    assert 'norms' not in capsys.readouterr().out and not bare.is_folded and str(bare.fold_report)=='no norms to fold, 386 parameters'
+    assert 'norms' not in capsys.readouterr().out and not bare.is_folded
+    assert str(bare.fold_report)=='no norms to fold, 386 parameters'
 
 def test_headline(tmp_path, capsys):
     "One line where training tells of itself, none where it doesn't"

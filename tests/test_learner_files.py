@@ -1,4 +1,5 @@
-"What the notebook can't teach about checkpoints, exports and saved weights: what is in the files, and who can load them"
+"""What the notebook can't teach about checkpoints, exports and saved weights: what is in the files, and who can load
+them"""
 import subprocess, sys, warnings
 from pathlib import Path
 import pytest, torch
@@ -92,7 +93,8 @@ def test_export_loads_without_fastfold(tmp_path):
     learn.fit(1)
     opt,cbs,preds,dls = learn.opt,list(learn.cbs),learn.get_preds()[0],learn.dls
     learn.export()
-    assert learn.opt is opt and list(learn.cbs)==cbs and learn.is_folded and learn.dls is dls and len(learn.dls.train_ds)==32
+    assert learn.opt is opt and list(learn.cbs)==cbs and learn.is_folded
+    assert learn.dls is dls and len(learn.dls.train_ds)==32
     assert [o.name for o in tmp_path.glob('*.p*')]==['export.pkl']
     x = torch.stack([picture(i) for i in range(32,48)])
     torch.save(dict(x=x, preds=preds), tmp_path/'expected.pth')
@@ -125,8 +127,10 @@ def test_export_with_a_built_optimizer(tmp_path):
     learn.export('plain.pkl')
     assert abs((tmp_path/'built.pkl').stat().st_size - (tmp_path/'plain.pkl').stat().st_size)<200
 
-@pytest.mark.parametrize('make', [network, lambda: nn.Sequential(DynamicUnet(nn.Sequential(*network()[:2]), 2, (8,8)), nn.AdaptiveAvgPool2d(1), nn.Flatten())],
-    ids=['plain','unet'])
+def unet():
+    return nn.Sequential(DynamicUnet(nn.Sequential(*network()[:2]), 2, (8,8)), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+@pytest.mark.parametrize('make', [network, unet], ids=['plain','unet'])
 def test_export_is_no_larger_than_folded_model(make, tmp_path):
     "Neither what was replaced, nor what hooks have seen, gets into the file"
     model = make()
@@ -160,7 +164,8 @@ class Net(nn.Module):
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4,2,bias=False))
     def forward(self, x): return self.head(self.kept(self.bn(self.shared(self.act(self.a(x)))).relu()).relu())
 
-@pytest.mark.parametrize('make,xb', [(Net, (torch.randn(2,3,8,8),)), (network, (torch.randn(2,3,8,8),))], ids=['odd','plain'])
+@pytest.mark.parametrize('make,xb', [(Net, (torch.randn(2,3,8,8),)), (network, (torch.randn(2,3,8,8),))],
+    ids=['odd','plain'])
 @pytest.mark.parametrize('dtype', [torch.float32,torch.float64])
 def test_folded_weights_into_a_fresh_model(make, xb, dtype, tmp_path):
     xb = tuple(x.to(dtype) for x in xb)
@@ -172,18 +177,23 @@ def test_folded_weights_into_a_fresh_model(make, xb, dtype, tmp_path):
     assert torch.equal(model(*xb), folded(*xb)) and repr(model)==repr(folded)
     assert list(model.state_dict())==list(folded.state_dict()) and {p.dtype for p in model.parameters()}=={dtype}
     first,*_,last = list(model.state_dict(keep_vars=True).values())
-    assert first is frozen and [p.requires_grad for p in (first, last)]==[False,True] and frozen.requires_grad==next(m.bias for m in model.modules()
-        if getattr(m, 'weight', None) is frozen).requires_grad # a new bias trains if the weight does
+    assert first is frozen and [p.requires_grad for p in (first, last)]==[False,True]
+    bias = next(m.bias for m in model.modules() if getattr(m, 'weight', None) is frozen)
+    assert frozen.requires_grad==bias.requires_grad # a new bias trains if the weight does
 
 def test_shape_is_that_of_the_state():
-    "What a fold decides by statistics is decided as it was there: an overflow in half precision, or a fold with other options"
+    """What a fold decides by statistics is decided as it was there: an overflow in half precision, or a fold with other
+    options"""
     x = torch.randn(2,3,8,8)
-    def make(): return nn.Sequential(nn.Conv2d(3,4,3), nn.BatchNorm2d(4, eps=1e-12), nn.ReLU(), nn.Conv2d(4,4,1,bias=False), nn.BatchNorm2d(4)).eval()
+    def make():
+        layers = nn.Conv2d(3,4,3),nn.BatchNorm2d(4, eps=1e-12),nn.ReLU(),nn.Conv2d(4,4,1,bias=False),nn.BatchNorm2d(4)
+        return nn.Sequential(*layers).eval()
     model = live(make(), torch.float32)
     nn.init.constant_(model[1].running_var, 1e-12)
     folder = BN_Folder(verify=False)
     folded = folder.fold(model.half(), x.half())
-    assert [o.name for o in folder.report.kept]==['1'] and len(BN_Folder().plan(make(), x).folded)==2 # a fresh one would fold both
+    assert [o.name for o in folder.report.kept]==['1']
+    assert len(BN_Folder().plan(make(), x).folded)==2 # a fresh one would fold both
     again = BN_Folder().load(make().half(), folded.state_dict())
     assert repr(again)==repr(folded) and bits(dict(again.state_dict()))==bits(dict(folded.state_dict()))
 
@@ -211,5 +221,6 @@ def test_weights_that_do_not_fit(wrong):
     "Refused before anything is changed, with the names that don't fit"
     state,model = BN_Folder().fold(live(network(), torch.float32)).state_dict(),network()
     before,modules = bits(dict(model.state_dict())),list(model.modules())
-    with pytest.raises(FoldError, match="not those of a folded Sequential, or not of this one [(].*make it as"): BN_Folder().load(model, wrong(state))
+    with pytest.raises(FoldError, match="not those of a folded Sequential, or not of this one [(].*make it as"):
+        BN_Folder().load(model, wrong(state))
     assert bits(dict(model.state_dict()))==before and list(model.modules())==modules

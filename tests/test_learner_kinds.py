@@ -1,5 +1,5 @@
-"""Every kind of learner that fastai makes: how many norms are left, and the reason of each. A sweep; the notebook has the story.
-Norms are those of a trained model, with statistics and weights that would show a lost scale or shift"""
+"""Every kind of learner that fastai makes: how many norms are left, and the reason of each. A sweep; the notebook has
+the story. Norms are those of a trained model, with statistics and weights that would show a lost scale or shift"""
 import gc, re, warnings
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
@@ -9,13 +9,13 @@ with warnings.catch_warnings():
     from fastai.collab import CollabDataLoaders, collab_learner
     from fastai.tabular.all import Categorify, FillMissing, Normalize, TabularDataLoaders, tabular_learner
     from fastai.text.all import AWD_LSTM, text_classifier_learner
-    from fastai.vision.all import (CrossEntropyLossFlat, DataLoaders, Datasets, Learner, Mish, NormType, load_learner, noop,
-        resnet18, set_seed, unet_learner, vision_learner, xresnet18, xse_resnext18)
+    from fastai.vision.all import (CrossEntropyLossFlat, DataLoaders, Datasets, Learner, Mish, NormType, load_learner,
+        noop, resnet18, set_seed, unet_learner, vision_learner, xresnet18, xse_resnext18)
     from fastai.vision.gan import GANLearner, basic_critic, basic_generator
     from fastai.layers import ConvLayer, LinBnDrop
     from torchvision.models import mobilenet_v3_small
 from fastfold.all import FoldCallback
-from tiny_learner import bits, OwnFit, same, state
+from tiny_learner import bits, label, OwnFit, same, state
 from random_nets import live
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -31,7 +31,6 @@ def items(tfms, n=8):
     return Datasets(range(n), [[f] for f in tfms], splits=(range(n//2), range(n//2, n)))
 
 def rand(*shape): return lambda i: torch.randn(shape, generator=torch.Generator().manual_seed(i))
-def label(i): return i%2
 def mask(i): return torch.randint(0, 2, (32,32), generator=torch.Generator().manual_seed(i))
 
 def pictures(y=label): return items([rand(3,32,32), y]).dataloaders(bs=2, device='cpu', num_workers=0)
@@ -42,19 +41,22 @@ def small(**kwargs):
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16,2))
 
 def vision(arch=small, **kwargs):
-    return lambda: vision_learner(pictures(), arch, pretrained=False, n_out=2, loss_func=CrossEntropyLossFlat(), normalize=False, **kwargs)
+    return lambda: vision_learner(pictures(), arch, pretrained=False, n_out=2, loss_func=CrossEntropyLossFlat(),
+        normalize=False, **kwargs)
 
 def unet(arch=small, **kwargs):
-    return lambda: unet_learner(pictures(mask), arch, pretrained=False, n_out=2, loss_func=CrossEntropyLossFlat(axis=1), normalize=False, **kwargs)
+    return lambda: unet_learner(pictures(mask), arch, pretrained=False, n_out=2, loss_func=CrossEntropyLossFlat(axis=1),
+        normalize=False, **kwargs)
 
 def frame(n=64):
     rng = np.random.default_rng(0)
-    return pd.DataFrame(dict(a=rng.choice(['x','y','z'], n), b=rng.integers(0, 4, n), c=rng.normal(size=n), d=rng.normal(3, 2, n),
-        y=rng.integers(0, 2, n).astype(str)))
+    return pd.DataFrame(dict(a=rng.choice(['x','y','z'], n), b=rng.integers(0, 4, n), c=rng.normal(size=n),
+        d=rng.normal(3, 2, n), y=rng.integers(0, 2, n).astype(str)))
 
 def tabular(cats=('a','b'), conts=('c','d'), y='y', **kwargs):
-    def dls(): return TabularDataLoaders.from_df(frame(), procs=[Categorify, FillMissing, Normalize], cat_names=list(cats), cont_names=list(conts),
-        y_names=y, valid_idx=range(48,64), bs=16, device='cpu')
+    def dls():
+        return TabularDataLoaders.from_df(frame(), procs=[Categorify, FillMissing, Normalize], cat_names=list(cats),
+            cont_names=list(conts), y_names=y, valid_idx=range(48,64), bs=16, device='cpu')
     return lambda: tabular_learner(dls(), layers=[20,10], **kwargs)
 
 def collab(**kwargs):
@@ -66,29 +68,38 @@ def text():
     def tokens(i): return torch.randint(0, 20, (12,), generator=torch.Generator().manual_seed(i))
     dls = items([tokens, label]).dataloaders(bs=2, device='cpu', num_workers=0)
     dls.vocab = [f'w{i}' for i in range(20)]
-    return text_classifier_learner(dls, AWD_LSTM, n_out=2, pretrained=False, loss_func=CrossEntropyLossFlat(), seq_len=6)
+    loss = CrossEntropyLossFlat()
+    return text_classifier_learner(dls, AWD_LSTM, n_out=2, pretrained=False, loss_func=loss, seq_len=6)
 
-def plain(arch, **kwargs): return lambda: Learner(pictures(), arch(n_out=2, **kwargs), loss_func=CrossEntropyLossFlat())
+def plain(arch, **kwargs):
+    return lambda: Learner(pictures(), arch(n_out=2, **kwargs), loss_func=CrossEntropyLossFlat())
 
 alone = 'the example batch never runs it'
-hooked = "its input can't change: a hook on '.*' sees it, and its output goes into ReLU in '.*'" # a U-Net keeps what it concatenates later
+# a U-Net keeps what it concatenates later
+hooked = "its input can't change: a hook on '.*' sees it, and its output goes into ReLU in '.*'"
 between = "its input is made by ReLU in '.*', and its output goes into ReLU in '.*'"
 kinds = { # what makes it, number of norms, reasons of those left
-    'vision': (vision(resnet18), 22, []), 'vision-mobilenet': (vision(mobilenet_v3_small), 36, []), 'vision-xresnet': (vision(xresnet18), 24, []),
-    'vision-timm': (vision('mobilenetv3_small_050'), 36, []), 'vision-timm-never-run': (vision('mobilenetv4_conv_small'), 48, [alone]),
+    'vision': (vision(resnet18), 22, []), 'vision-mobilenet': (vision(mobilenet_v3_small), 36, []),
+    'vision-xresnet': (vision(xresnet18), 24, []), 'vision-timm': (vision('mobilenetv3_small_050'), 36, []),
+    'vision-timm-never-run': (vision('mobilenetv4_conv_small'), 48, [alone]),
     'vision-timm-no-norms': (vision('convnext_atto'), 2, []),
-    'head': (vision(), 6, []), 'head-pool': (vision(concat_pool=False), 6, []), 'head-lin_ftrs': (vision(lin_ftrs=[64,32]), 7, []),
-    'head-first_bn': (vision(first_bn=False), 5, []), 'head-bn_final': (vision(bn_final=True), 7, []), 'head-lin_first': (vision(lin_first=True), 5, []),
-    'head-ps': (vision(ps=0.), 6, []), 'head-none': (vision(lin_ftrs=[]), 5, []), 'head-y_range': (vision(y_range=(0,1)), 6, []),
+    'head': (vision(), 6, []), 'head-pool': (vision(concat_pool=False), 6, []),
+    'head-lin_ftrs': (vision(lin_ftrs=[64,32]), 7, []), 'head-first_bn': (vision(first_bn=False), 5, []),
+    'head-bn_final': (vision(bn_final=True), 7, []), 'head-lin_first': (vision(lin_first=True), 5, []),
+    'head-ps': (vision(ps=0.), 6, []), 'head-none': (vision(lin_ftrs=[]), 5, []),
+    'head-y_range': (vision(y_range=(0,1)), 6, []),
     'head-custom': (vision(custom_head=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), LinBnDrop(16, 2))), 5, []),
     'unet': (unet(resnet18), 25, [between]+[hooked]*4), 'unet-small': (unet(), 6, [between,hooked]),
     'unet-attention': (unet(self_attention=True), 6, [between,hooked]),
-    'unet-batch': (unet(norm_type=NormType.Batch), 15, [between,hooked]), 'unet-weight': (unet(norm_type=NormType.Weight), 6, [between,hooked]),
+    'unet-batch': (unet(norm_type=NormType.Batch), 15, [between,hooked]),
+    'unet-weight': (unet(norm_type=NormType.Weight), 6, [between,hooked]),
     'unet-blur': (unet(blur=True), 6, [between,hooked]),
     'tabular': (tabular(), 3, []), 'tabular-lin_first': (tabular(config=dict(lin_first=False)), 3, []),
     'tabular-bn_final': (tabular(config=dict(bn_final=True)), 4, []),
-    'tabular-use_bn': (tabular(config=dict(use_bn=False)), 1, []), 'tabular-ps': (tabular(config=dict(ps=.1, embed_p=.1)), 3, []),
-    'tabular-bn_cont': (tabular(config=dict(bn_cont=False)), 2, []), 'tabular-y_range': (tabular(y='c', conts=['d'], y_range=(0,5), n_out=1), 3, []),
+    'tabular-use_bn': (tabular(config=dict(use_bn=False)), 1, []),
+    'tabular-ps': (tabular(config=dict(ps=.1, embed_p=.1)), 3, []),
+    'tabular-bn_cont': (tabular(config=dict(bn_cont=False)), 2, []),
+    'tabular-y_range': (tabular(y='c', conts=['d'], y_range=(0,5), n_out=1), 3, []),
     'tabular-conts': (tabular(cats=[]), 3, []), 'tabular-cats': (tabular(conts=[]), 3, [alone]),
     'collab': (collab(), 0, []), 'collab-nn': (collab(use_nn=True, layers=[20]), 2, [alone]),
     'text': (text, 2, []),
@@ -114,7 +125,8 @@ def test_kind(name):
 
 def gan():
     dls = items([rand(10), rand(3,16,16)]).dataloaders(bs=2, device='cpu', num_workers=0)
-    learn = GANLearner.wgan(dls, basic_generator(16, 3, in_sz=10, n_features=8), basic_critic(16, 3, n_features=8), switch_eval=False)
+    generator,critic = basic_generator(16, 3, in_sz=10, n_features=8),basic_critic(16, 3, n_features=8)
+    learn = GANLearner.wgan(dls, generator, critic, switch_eval=False)
     learn.logger = noop
     return learn
 
@@ -144,13 +156,15 @@ def of_class(cls): return lambda: cls(pictures(), small(), loss_func=CrossEntrop
 
 def torch_loaders():
     xs,ys = torch.stack([rand(3,32,32)(i) for i in range(8)]),torch.tensor([label(i) for i in range(8)])
-    dls = DataLoaders(TorchLoader(TensorDataset(xs, ys), batch_size=2, shuffle=True), TorchLoader(TensorDataset(xs, ys), batch_size=2), device='cpu')
+    data = TensorDataset(xs, ys)
+    dls = DataLoaders(TorchLoader(data, batch_size=2, shuffle=True), TorchLoader(data, batch_size=2), device='cpu')
     return Learner(dls, small(), loss_func=CrossEntropyLossFlat())
 
-lives = {'vision': vision(), 'unet': unet(), 'tabular': tabular(), 'collab': collab(use_nn=True, layers=[20]), 'text': text, 'gan': gan,
-    'torch': torch_loaders, 'own-fit': of_class(OwnFit), 'own-files': of_class(OwnFiles)}
+lives = {'vision': vision(), 'unet': unet(), 'tabular': tabular(), 'collab': collab(use_nn=True, layers=[20]),
+    'text': text, 'gan': gan, 'torch': torch_loaders, 'own-fit': of_class(OwnFit), 'own-files': of_class(OwnFiles)}
 
-not_exported = 'gan','torch' # fastai itself can't: it wants the state of every parameter, and loaders that make new ones
+# fastai itself can't: it wants the state of every parameter, and loaders that make new ones
+not_exported = 'gan','torch'
 
 def live_through(make, folds, path, exports):
     "All that is left by a life with a `FoldCallback`, or without, and by what it exported"
@@ -183,6 +197,7 @@ def live_through(make, folds, path, exports):
 @pytest.mark.parametrize('name', lives)
 def test_life(name, tmp_path):
     "Trained, saved, loaded, exported and unfolded: as without fastfold, bit for bit"
-    (end,out),(end_,out_) = (live_through(lives[name], folds, tmp_path, name not in not_exported) for folds in (False,True))
+    ends = [live_through(lives[name], folds, tmp_path, name not in not_exported) for folds in (False,True)]
+    (end,out),(end_,out_) = ends
     same(end, end_)
     if out is not None: torch.testing.assert_close(out_, out, rtol=1e-4, atol=1e-4)

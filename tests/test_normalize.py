@@ -1,20 +1,20 @@
-"""What the notebooks can't show of folding an input normalization: each kind of first layer, each padding, and each network in which it must stay as it is.
-PyTorch itself is the judge, in float64, at the borders too"""
+"""What the notebooks can't show of folding an input normalization: each kind of first layer, each padding, and each
+network in which it must stay as it is. PyTorch itself is the judge, in float64, at the borders too"""
 from itertools import product
 import gc, io, subprocess, sys, warnings
 import pytest, torch
 from torch import nn
 with warnings.catch_warnings():
     warnings.simplefilter('ignore')
-    from fastai.vision.all import (ConvLayer, CrossEntropyLossFlat, Datasets, Flatten, IntToFloatTensor, Learner, LinBnDrop, Normalize, Pipeline,
-        RandomErasing, TensorImage, TensorMask, accuracy, imagenet_stats, load_learner, noop, resnet18, set_seed, tensor, unet_learner, vision_learner)
+    from fastai.vision.all import (ConvLayer, CrossEntropyLossFlat, Datasets, Flatten, IntToFloatTensor, Learner,
+        LinBnDrop, Normalize, Pipeline, RandomErasing, TensorImage, TensorMask, accuracy, imagenet_stats, load_learner,
+        noop, resnet18, set_seed, tensor, unet_learner, vision_learner)
     from fastai.callback.progress import ProgressCallback
 from fastfold.all import fold_normalize, FoldCallback, FoldError
-from random_nets import difference, live
+from random_nets import batch, difference, live
 
 pytestmark = pytest.mark.filterwarnings('ignore:load_learner', 'ignore::FutureWarning', 'ignore::DeprecationWarning')
 
-def batch(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 def stats(n): return batch(n, seed=1)*3, batch(n, seed=2).abs()+.1
 
 # fold_normalize
@@ -29,7 +29,8 @@ def test_convolutions(n, groups):
     m,s = (t.view(-1, *(1,)*n) for t in (mean, std))
     for padding,mode,dilation,bias in product(paddings, modes, (1, 2), (True, False)):
         torch.manual_seed(0)
-        conv = getattr(nn, f'Conv{n}d')(4, 6, 3, groups=groups, padding_mode=mode, dilation=dilation, bias=bias, **padding).double()
+        options = dict(groups=groups, padding_mode=mode, dilation=dilation, bias=bias, **padding)
+        conv = getattr(nn, f'Conv{n}d')(4, 6, 3, **options).double()
         want = conv((x-m)/s)
         for pad in None,'mean':
             new = fold_normalize(conv, mean, std, pad=pad)
@@ -44,7 +45,8 @@ def test_transposed_convolutions(n, groups, bias):
     "an output pixel sees a number of input pixels that depends on where it is"
     x,(mean,std) = batch(2, 4, *(5,)*n),stats(4)
     m,s = (t.view(-1, *(1,)*n) for t in (mean, std))
-    conv = getattr(nn, f'ConvTranspose{n}d')(4, 6, 3, stride=2, padding=1, output_padding=1, groups=groups, bias=bias).double()
+    options = dict(stride=2, padding=1, output_padding=1, groups=groups, bias=bias)
+    conv = getattr(nn, f'ConvTranspose{n}d')(4, 6, 3, **options).double()
     for pad in None,'mean': assert difference([conv((x-m)/s)], [fold_normalize(conv, mean, std, pad=pad)(x)])<1e-12
 
 @pytest.mark.parametrize('channels', [1, 3, 5, 12])
@@ -54,7 +56,8 @@ def test_channels(channels):
     mean,std = stats(channels)
     for pad in None,'mean':
         want = conv((x - mean[:,None,None])/std[:,None,None])
-        for shape in (-1,), (1,-1,1,1): assert difference([want], [fold_normalize(conv, mean.view(shape), std.view(shape), pad=pad)(x)])<1e-12
+        for shape in (-1,), (1,-1,1,1):
+            assert difference([want], [fold_normalize(conv, mean.view(shape), std.view(shape), pad=pad)(x)])<1e-12
         assert difference([want[0]], [fold_normalize(conv, mean.tolist(), std.tolist(), pad=pad)(x[0])])<1e-12
         assert difference([conv((x-.5)/.2)], [fold_normalize(conv, .5, .2, pad=pad)(x)])<1e-12
 
@@ -87,16 +90,22 @@ def test_statistics_that_make_no_sense(mean, std):
 
 # learners
 
-def picture(i): return TensorImage(torch.randint(256, (3,16,16), generator=torch.Generator().manual_seed(i), dtype=torch.uint8))
+def picture(i):
+    drawn = torch.Generator().manual_seed(i)
+    return TensorImage(torch.randint(256, (3,16,16), generator=drawn, dtype=torch.uint8))
 def label(i): return i%2
 def both(i): return picture(i),picture(i+100)
 
 class Two(nn.Module):
     "Two pictures, one convolution for both"
-    def __init__(self): super().__init__(); self.body,self.head = nn.Sequential(ConvLayer(3,4), nn.AdaptiveAvgPool2d(1), Flatten()), nn.Linear(8,2)
+    def __init__(self):
+        super().__init__()
+        self.body,self.head = nn.Sequential(ConvLayer(3,4), nn.AdaptiveAvgPool2d(1), Flatten()),nn.Linear(8,2)
     def forward(self, a, b): return self.head(torch.cat([self.body(a), self.body(b)], 1))
 
-def padded(): return nn.Sequential(ConvLayer(3,8), ConvLayer(8,8,stride=2), nn.AdaptiveAvgPool2d(1), Flatten(), LinBnDrop(8,2,p=.5))
+def padded():
+    return nn.Sequential(ConvLayer(3,8), ConvLayer(8,8,stride=2), nn.AdaptiveAvgPool2d(1), Flatten(),
+        LinBnDrop(8,2,p=.5))
 def patches(): return nn.Sequential(nn.Conv2d(3,8,4,stride=4), nn.ReLU(), *padded()[1:])
 
 def data(*more, x=picture, y=label, n_inp=None):
@@ -107,7 +116,8 @@ def data(*more, x=picture, y=label, n_inp=None):
 
 def learner(path, model=padded, *cbs, dls=None):
     set_seed(42)
-    learn = Learner(dls or data(), model(), loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=path, cbs=list(cbs))
+    dls = dls or data()
+    learn = Learner(dls, model(), loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=path, cbs=list(cbs))
     learn.logger = noop
     return learn.remove_cbs([ProgressCallback])
 
@@ -119,7 +129,8 @@ def parts(learn): return {r.name.split('.')[-1]:r for r in learn.fold_report.row
 def seen(learn, loaders):
     "Predictions for all loaders, and the pictures that are shown: decoded from each loader, and by `predict`"
     preds = [learn.get_preds(dl=dl)[0] for dl in [*loaders, learn.dls.test_dl(range(5))]]
-    shown = [dl.decode(dl.one_batch())[0] for dl in [learn.dls.valid, *loaders[1:]]] + [learn.predict(3, with_input=True)[0]]
+    shown = [dl.decode(dl.one_batch())[0] for dl in [learn.dls.valid, *loaders[1:]]]
+    shown.append(learn.predict(3, with_input=True)[0])
     return preds + [learn.predict(3)[2], tensor(learn.validate())],[o.float() for o in shown]
 
 @pytest.mark.parametrize('model,takes_mean', [(padded, False), (patches, True)])
@@ -147,8 +158,10 @@ def state(learn):
 trainings = dict(callback=lambda l: l.fit(1), by_hand=lambda l: (l.fit(1), l.fold(normalize=True)),
     twice=lambda l: (l.fit(1), l.fold(), l.fold(normalize=True)),
     lr_find=lambda l: (l.fit(1), l.fold(normalize=True), l.lr_find(num_it=4, show_plot=False)),
-    nothing=lambda l: (l.fit(1), l.fold(normalize=True), l.fit(0)), refresh=lambda l: (l.fit(1), l.fold(normalize=True, refresh_bn=2)),
-    load=lambda l: (l.fit(1), l.fold(normalize=True), l.save('m'), l.load('m')), opt=lambda l: (l.fit(1), l.fold(normalize=True), l.freeze(), l.unfreeze()))
+    nothing=lambda l: (l.fit(1), l.fold(normalize=True), l.fit(0)),
+    refresh=lambda l: (l.fit(1), l.fold(normalize=True, refresh_bn=2)),
+    load=lambda l: (l.fit(1), l.fold(normalize=True), l.save('m'), l.load('m')),
+    opt=lambda l: (l.fit(1), l.fold(normalize=True), l.freeze(), l.unfreeze()))
 
 @pytest.mark.parametrize('name', trainings)
 def test_trains_on_as_without(name, tmp_path):
@@ -173,10 +186,12 @@ def test_fold_that_fails(tmp_path):
     learn.model[1][1].running_var.fill_(float('nan'))
     before = values(learn),list(learn.model.parameters())
     with pytest.raises(FoldError): learn.fold(normalize=True)
-    assert same(values(learn), before[0]) and all(a is b for a,b in zip(learn.model.parameters(), before[1])) and not learn.is_folded
+    assert same(values(learn), before[0]) and not learn.is_folded
+    assert all(a is b for a,b in zip(learn.model.parameters(), before[1]))
 
 def test_taken_back_by_links(tmp_path):
-    "The first layer takes in the normalization, then a norm: what it was follows the model to another dtype, and what was frozen stays so"
+    """The first layer takes in the normalization, then a norm: what it was follows the model to another dtype, and what
+    was frozen stays so"""
     learn = learner(tmp_path)
     trained = {n:p for n,p in learn.model.named_parameters()}
     learn.fold(normalize=True)
@@ -203,12 +218,15 @@ import sys, warnings
 sys.modules['fastfold'] = None
 warnings.simplefilter('ignore')
 from fastai.vision.all import *
-def picture(i): return TensorImage(torch.randint(256, (3,16,16), generator=torch.Generator().manual_seed(i), dtype=torch.uint8))
+def picture(i):
+    drawn = torch.Generator().manual_seed(i)
+    return TensorImage(torch.randint(256, (3,16,16), generator=drawn, dtype=torch.uint8))
 def label(i): return i%2
 sys.modules['test_normalize'] = sys.modules['__main__']
 learn = load_learner('export.pkl')
 with learn.no_bar(): assert torch.allclose(learn.predict(3)[2], torch.tensor({preds.tolist()}), atol=1e-5)
-assert (learn.dls.valid.after_batch.fs[-1].std==1).all() and not any('BatchNorm2d' in type(m).__name__ for m in learn.model.modules())
+assert (learn.dls.valid.after_batch.fs[-1].std==1).all()
+assert not any('BatchNorm2d' in type(m).__name__ for m in learn.model.modules())
 """
     res = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert not res.returncode, res.stderr
@@ -222,7 +240,9 @@ def test_data_of_two_learners(tmp_path):
     dls = data()
     one,two = learner(tmp_path, dls=dls),learner(tmp_path, patches, dls=dls)
     preds = one.get_preds()[0],two.get_preds()[0]
-    for use in lambda: two.get_preds()[0], lambda: two.fit(1), lambda: two.show_results(show=False), lambda: two.fold(normalize=True), lambda: two.predict(1):
+    uses = (lambda: two.get_preds()[0], lambda: two.fit(1), lambda: two.show_results(show=False),
+        lambda: two.fold(normalize=True), lambda: two.predict(1))
+    for use in uses:
         one.fold(normalize=True)
         with pytest.warns(UserWarning, match='two learners'): res = use()
         assert not one.is_folded
@@ -242,7 +262,9 @@ def test_learner_that_is_gone(tmp_path):
 def test_other_loaders(loader, tmp_path):
     "give the model what it was trained on"
     learn,other = learner(tmp_path),data().valid
-    if loader=='torch': other = torch.utils.data.DataLoader([(x.as_subclass(torch.Tensor), y) for x,y in zip(*other.one_batch())], batch_size=4)
+    if loader=='torch':
+        items = [(x.as_subclass(torch.Tensor), y) for x,y in zip(*other.one_batch())]
+        other = torch.utils.data.DataLoader(items, batch_size=4)
     want = learn.get_preds(dl=other)[0]
     learn.fold(normalize=True)
     with pytest.warns(UserWarning, match='test_dl'): got = learn.get_preds(dl=other)[0]
@@ -272,7 +294,8 @@ def test_choice_of_layers(tmp_path):
     class Either(nn.Module):
         def __init__(self):
             super().__init__()
-            self.stems,self.head = nn.ModuleList([nn.Conv2d(3,4,3) for _ in range(2)]),nn.Sequential(nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(4,2))
+            self.stems = nn.ModuleList([nn.Conv2d(3,4,3) for _ in range(2)])
+            self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(4,2))
         def forward(self, x): return self.head(self.stems[len(x)>4](x))
     learn = learner(tmp_path, Either)
     assert 'beside it' in learn.fold(normalize=True).kept[0].reason and not learn.is_folded
@@ -292,9 +315,9 @@ def test_fastai_models(kind, tmp_path):
     def mask(i): return TensorMask(torch.randint(2, (16,16), generator=torch.Generator().manual_seed(i)))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        learn = (unet_learner if unet else vision_learner)(data(y=mask if unet else label), resnet18, n_out=2, pretrained=False, path=tmp_path,
-            loss_func=CrossEntropyLossFlat(axis=1 if unet else -1),
-            **(dict(last_cross=kind=='unet') if unet else {}))
+        make,more = (unet_learner,dict(last_cross=kind=='unet')) if unet else (vision_learner,{})
+        learn = make(data(y=mask if unet else label), resnet18, n_out=2, pretrained=False, path=tmp_path,
+            loss_func=CrossEntropyLossFlat(axis=1 if unet else -1), **more)
     learn.remove_cbs([ProgressCallback])
     live(learn.model, torch.float32)
     want = learn.get_preds()[0]
@@ -306,11 +329,14 @@ def test_fastai_models(kind, tmp_path):
 class Own(Normalize): "May do anything"
 bad = dict( # words of the reason, and the data
     late=('comes after it', lambda: data(RandomErasing())), targets=('acts on the targets', lambda: data(y=picture)),
-    none=('acts on no input', lambda: data(x=lambda i: torch.rand(3,16,16))), own=('`Own`', lambda: change(data(), lambda n: Own(n.mean, n.std))),
-    pixels=('statistics are of shape', lambda: change(data(), lambda n: Normalize(torch.arange(768.).view(1,3,16,16), n.std))),
+    none=('acts on no input', lambda: data(x=lambda i: torch.rand(3,16,16))),
+    own=('`Own`', lambda: change(data(), lambda n: Own(n.mean, n.std))),
+    pixels=('statistics are of shape',
+        lambda: change(data(), lambda n: Normalize(torch.arange(768.).view(1,3,16,16), n.std))),
     zero=('not above zero', lambda: change(data(), lambda n: Normalize(n.mean, n.std*0))),
     idle=('subtracts 0', lambda: change(data(), lambda n: Normalize(n.mean*0, n.std/n.std))),
-    twice=('has 2 of them', lambda: data(Normalize.from_stats(*imagenet_stats, cuda=False))), training=('`split_idx`', lambda: change(data(), in_training)),
+    twice=('has 2 of them', lambda: data(Normalize.from_stats(*imagenet_stats, cuda=False))),
+    training=('`split_idx`', lambda: change(data(), in_training)),
     lists=('no tensors', lambda: change(data(), lambda n: Normalize(.5, .5))),
     different=('different ones', lambda: change(data(), lambda n: Normalize(n.mean, n.std*2), slice(1))))
 def in_training(n):
@@ -347,7 +373,8 @@ def test_normalize_that_stays(name, tmp_path):
     before,xb = values(learn) if name not in ('late','lists','twice') else [],torch.rand(2,3,16,16)
     learn.fold(*[xb]*(name=='zero'), normalize=True)
     first,*norms = learn.fold_report.rows
-    assert first.kind=='Normalize' and why in first.reason and first.todo and all(r.into for r in norms), str(learn.fold_report)
+    assert first.kind=='Normalize' and why in first.reason and first.todo, str(learn.fold_report)
+    assert all(r.into for r in norms), str(learn.fold_report)
     assert same(before, values(learn) if before else [])
 
 def test_no_normalize(tmp_path):
@@ -359,9 +386,13 @@ def test_no_normalize(tmp_path):
 
 networks = dict( # what looks at the normalized input in another way
     skip=lambda s,x: s.head(s.conv(x)) + x.mean((1,2,3))[:,None], relu=lambda s,x: s.head(s.conv(x.relu())),
-    norm=lambda s,x: s.head(s.conv((x - x.mean((2,3), keepdim=True)).relu())), returned=lambda s,x: (s.head(s.conv(x)), x)[0]*x.abs().max())
+    norm=lambda s,x: s.head(s.conv((x - x.mean((2,3), keepdim=True)).relu())),
+    returned=lambda s,x: (s.head(s.conv(x)), x)[0]*x.abs().max())
 class Net(nn.Module):
-    def __init__(self, f): super().__init__(); self.f,self.conv,self.head = f,ConvLayer(3,4),nn.Sequential(nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(4,2))
+    def __init__(self, f):
+        super().__init__()
+        self.f,self.conv = f,ConvLayer(3,4)
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(4,2))
     def forward(self, x): return self.f(self, x)
 @pytest.mark.parametrize('name', networks)
 def test_networks_that_need_it(name, tmp_path):

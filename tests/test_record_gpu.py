@@ -12,7 +12,8 @@ named = "#| cuda\nprint(torch.cuda.get_device_name(), torch.__version__)\nx = to
 cells = [cell('# A title', kind='markdown'), cell('import torch\nn = 3\nprint("run again")', old('as it was\n')),
     cell('#| notest\nraise SystemExit', old('from elsewhere\n')), cell('#| slow\nn += 1'), cell('#| eval: false\n1/0'),
     cell(named, old('another GPU\n')), cell('"nothing to see"', old('kept\n')),
-    cell('#| cuda\nimport warnings\nwarnings.warn("in /some/folder")\nx.cuda().sum()*n'), cell('raise ValueError("behind the last recorded cell")')]
+    cell('#| cuda\nimport warnings\nwarnings.warn("in /some/folder")\nx.cuda().sum()*n'),
+    cell('raise ValueError("behind the last recorded cell")')]
 
 @pytest.fixture
 def record(root, tmp_path):
@@ -20,7 +21,8 @@ def record(root, tmp_path):
         (tmp_path/'out').mkdir(exist_ok=True)
         nb = dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)
         (tmp_path/'nb.ipynb').write_text(json.dumps(nb, indent=1, sort_keys=True)+'\n')
-        res = subprocess.run([sys.executable, root/'tools/record_gpu.py', tmp_path/'nb.ipynb', *args], text=True, capture_output=True)
+        cmd = [sys.executable, root/'tools/record_gpu.py', tmp_path/'nb.ipynb', *args]
+        res = subprocess.run(cmd, text=True, capture_output=True)
         return res,[json.loads(f.read_text()) for f in (tmp_path/'out').iterdir()]
     return _record
 
@@ -35,7 +37,8 @@ def test_recorded(record, tmp_path):
     assert out['data']['text/plain']==['tensor(8.)'] and out['execution_count'] is None
     assert [{**c, 'outputs':0} for c in cells]==[{**o, 'outputs':0} for o in nb['cells']]
 
-@pytest.mark.parametrize('wrong,says', [(cells[:5], 'has no cell with `#| cuda`'), (cells[:2]+[cell('#| cuda\n1/0')], 'so nothing is stored'),
+@pytest.mark.parametrize('wrong,says', [
+    (cells[:5], 'has no cell with `#| cuda`'), (cells[:2]+[cell('#| cuda\n1/0')], 'so nothing is stored'),
     (cells[:2]+[cell('#| cuda\nn')], "print the GPU's name")], ids=['none','fails','nameless'])
 def test_nothing_stored(wrong, says, record, tmp_path):
     res,found = record(wrong, '--device', 'cpu', '--out', tmp_path/'out')

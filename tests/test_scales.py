@@ -1,20 +1,26 @@
-"""Parameters that a forward multiplies channels with: found however they are written, taken out where a layer can do it,
-and left where anything stands against it. In float64, to 1e-9, without verification unless it is what is tested"""
+"""Parameters that a forward multiplies channels with: found however they are written, taken out where a layer can do
+it, and left where anything stands against it. In float64, to 1e-9, without verification unless it is what is tested"""
 import pickle, subprocess, sys
 from copy import deepcopy
 import pytest, torch
 from torch import nn
-from fastfold.core import changes, scales
-from fastfold.core.affine import NormRule
-from fastfold.folder import BN_Folder, FoldError
+from fastfold.core import scales
+from fastfold.merge import rewrite
+from fastfold.core.rules import NormRule
+from fastfold.core.refusals import FoldError
+from fastfold.folder import BN_Folder
 from random_nets import difference, live
 from test_merge import Block, batch, check_same, conv, images, state, tensors
 
-def gamma(*shape, seed=3): return nn.Parameter(torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)+.5)
-def scaled(forward, **more): return nn.Sequential(Block(forward, **dict(conv=conv(), g=gamma(4, 1, 1)) | more), nn.Identity())
+def gamma(*shape, seed=3):
+    drawn = torch.Generator().manual_seed(seed)
+    return nn.Parameter(torch.rand(*shape, generator=drawn, dtype=torch.float64)+.5)
+def scaled(forward, **more):
+    return nn.Sequential(Block(forward, **dict(conv=conv(), g=gamma(4, 1, 1)) | more), nn.Identity())
 
 def fold(model, x, others=(), inplace=False, **options):
-    "Fold `model`, made live, with its scales, see that it computes the same and that undo leaves every bit as it was; returns the report and the folded model"
+    """Fold `model`, made live, with its scales, see that it computes the same and that undo leaves every bit as it was;
+    returns the report and the folded model"""
     live(model)
     xs,before,folder = [x, *others],state(model),BN_Folder(**dict(verify=False, layer_scale=True) | options)
     want = [tensors(model, o) for o in xs]
@@ -47,13 +53,15 @@ def keeps(model, x, why='', **kwargs):
 
 @pytest.mark.parametrize('inplace', [False, True])
 def test_written(inplace):
-    ways = [lambda m,x: m.g*m.conv(x), lambda m,x: m.conv(x)*m.g, lambda m,x: m.conv(x).mul(m.g), lambda m,x: torch.mul(m.g, m.conv(x)),
-        lambda m,x: torch.multiply(m.conv(x), other=m.g), lambda m,x: (m.g*m.conv(x)).relu() + x[:,:,1:-1,1:-1]]
+    ways = [lambda m,x: m.g*m.conv(x), lambda m,x: m.conv(x)*m.g, lambda m,x: m.conv(x).mul(m.g),
+        lambda m,x: torch.mul(m.g, m.conv(x)), lambda m,x: torch.multiply(m.conv(x), other=m.g),
+        lambda m,x: (m.g*m.conv(x)).relu() + x[:,:,1:-1,1:-1]]
     for f in ways: folds(scaled(f), images, inplace=inplace, others=[batch(1, 4, 5, 7)])
 
 def test_shapes():
-    flat = [lambda m,x: m.conv(x).mul(m.g.reshape(1, -1, 1, 1)), lambda m,x: m.g[:,None,None]*m.conv(x), lambda m,x: m.conv(x)*m.g.view(-1, 1, 1),
-        lambda m,x: m.conv(x)*m.g.unsqueeze(1).unsqueeze(2)[None], lambda m,x: (m.conv(x).permute(0, 2, 3, 1)*m.g).permute(0, 3, 1, 2)]
+    flat = [lambda m,x: m.conv(x).mul(m.g.reshape(1, -1, 1, 1)), lambda m,x: m.g[:,None,None]*m.conv(x),
+        lambda m,x: m.conv(x)*m.g.view(-1, 1, 1), lambda m,x: m.conv(x)*m.g.unsqueeze(1).unsqueeze(2)[None],
+        lambda m,x: (m.conv(x).permute(0, 2, 3, 1)*m.g).permute(0, 3, 1, 2)]
     for f in flat: folds(scaled(f, g=gamma(4)), images)
     folds(scaled(lambda m,x: m.conv(x)*m.g, g=gamma(1, 4, 1, 1)), images)
     folds(scaled(lambda m,x: m.conv(x)*m.g, conv=nn.Linear(4, 3), g=gamma(3)), batch(2, 5, 4))
@@ -64,11 +72,14 @@ def test_both_ways():
     folds(scaled(lambda m,x: m.bn(m.g*m.conv(x)), bn=nn.BatchNorm2d(4)), images, n=2)
     folds(scaled(lambda m,x: m.g*m.bn(m.conv(x)), bn=nn.BatchNorm2d(4)), images, n=2)
     folds(scaled(lambda m,x: m.h*m.conv(x) + m.g*m.two(x), h=gamma(4, 1, 1, seed=4), two=conv()), images, n=2)
-    folds(nn.Sequential(scaled(lambda m,x: m.g*m.inner(x), inner=scaled(lambda m,x: (m.g*m.conv(x)).relu())[0])[0]), images, n=1)
+    inner = scaled(lambda m,x: (m.g*m.conv(x)).relu())[0]
+    folds(nn.Sequential(scaled(lambda m,x: m.g*m.inner(x), inner=inner)[0]), images, n=1)
 
 def test_nested():
     inner = scaled(lambda m,x: m.g*m.conv(x))[0]
-    folds(nn.Sequential(Block(lambda m,x: m.inner(x).relu() + m.g*m.conv(x), inner=inner, conv=conv(), g=gamma(4, 1, 1, seed=4))), images, n=2, inplace=True)
+    def f(m, x): return m.inner(x).relu() + m.g*m.conv(x)
+    block = Block(f, inner=inner, conv=conv(), g=gamma(4, 1, 1, seed=4))
+    folds(nn.Sequential(block), images, n=2, inplace=True)
 
 def test_registered_twice():
     model = scaled(lambda m,x: m.g*m.conv(x))
@@ -78,8 +89,11 @@ def test_registered_twice():
 
 def test_odd_numbers():
     "Zeros and negative numbers are fine; what is not finite is an error that names the parameter"
-    folds(scaled(lambda m,x: m.g*m.conv(x), g=nn.Parameter(torch.tensor([0., -1, 2, 1e-300], dtype=torch.float64).view(4, 1, 1))), images)
-    with pytest.raises(FoldError, match="'0.g' .*not finite"): fold(scaled(lambda m,x: m.g*m.conv(x), g=nn.Parameter(torch.full((4, 1, 1), torch.nan))), images)
+    def f(m, x): return m.g*m.conv(x)
+    odd = nn.Parameter(torch.tensor([0., -1, 2, 1e-300], dtype=torch.float64).view(4, 1, 1))
+    folds(scaled(f, g=odd), images)
+    nans = nn.Parameter(torch.full((4, 1, 1), torch.nan))
+    with pytest.raises(FoldError, match="'0.g' .*not finite"): fold(scaled(f, g=nans), images)
 
 def test_off_by_default(): keeps(scaled(lambda m,x: m.g*m.conv(x)), images, layer_scale=False)
 
@@ -115,7 +129,8 @@ def test_other_uses():
         v = m.g.view(4, 1, 1)
         return v*m.conv(x),v
     keeps(scaled(returned), images, why='also read')
-    keeps(scaled(lambda m,x: m.g*m.conv(x) + m.g.view(1, 1, 4)*m.conv(x)), batch(2, 4, 7, 6), why='also read') # along another axis
+    def across(m, x): return m.g*m.conv(x) + m.g.view(1, 1, 4)*m.conv(x) # along another axis
+    keeps(scaled(across), batch(2, 4, 7, 6), why='also read')
     def shared():
         model = nn.Sequential(*[scaled(lambda m,x: m.g*m.conv(x))[0] for _ in range(2)])
         model[1].g = model[0].g
@@ -158,14 +173,15 @@ def test_a_lie_is_caught(monkeypatch):
     wrong = lambda m,name: rule.affine(m, name)._replace(scale=rule.affine(m, name).scale*1.01)
     monkeypatch.setitem(scales.SCALES, scales.LayerScale, NormRule(wrong, axis=rule.axis))
     folder = BN_Folder(layer_scale=True)
-    with pytest.warns(UserWarning, match="'0.g' is kept: folding it changed the output"): folded = folder.fold(model, images)
+    with pytest.warns(UserWarning, match="'0.g' is kept: folding it changed the output"):
+        folded = folder.fold(model, images)
     assert torch.equal(folded(images), model(images)) and type(folded[0]) is Block
 
 def test_failure_leaves_no_trace(monkeypatch):
     def fails(*args): raise RuntimeError('no luck')
     model = live(scaled(lambda m,x: m.bn(m.g*m.conv(x)), bn=nn.BatchNorm2d(4)))
     before = state(model)
-    monkeypatch.setattr(changes, 'rewritten', fails)
+    monkeypatch.setattr(rewrite, 'rewritten', fails)
     with pytest.raises(RuntimeError, match='no luck'): BN_Folder(layer_scale=True).fold(model, images, inplace=True)
     check_same(before, state(model))
 
@@ -189,7 +205,8 @@ m = torch.load({str(tmp_path/'m.pt')!r}, weights_only=False)
 x,y = torch.load({str(tmp_path/'xy.pt')!r})
 assert torch.equal(m(x), y)"""
     subprocess.run([sys.executable, '-c', code], check=True)
-    assert torch.equal(pickle.loads(pickle.dumps(folded))(images), folded(images)) and torch.equal(deepcopy(folded)(images), folded(images))
+    assert torch.equal(pickle.loads(pickle.dumps(folded))(images), folded(images))
+    assert torch.equal(deepcopy(folded)(images), folded(images))
 
 def scaled_block():
     cn = pytest.importorskip('torchvision.models.convnext')
@@ -198,7 +215,8 @@ def scaled_block():
     return block
 
 def test_with_merge():
-    model = nn.Sequential(Block(lambda m,x: (m.g*m.conv(x) + m.two(x)).relu(), conv=conv(padding=1), two=conv(k=1), g=gamma(4, 1, 1)))
+    def f(m, x): return (m.g*m.conv(x) + m.two(x)).relu()
+    model = nn.Sequential(Block(f, conv=conv(padding=1), two=conv(k=1), g=gamma(4, 1, 1)))
     rep,folded = fold(model, images, merge=True)
     assert len(rep.folded)==1 and len(rep.merged)==1
 
@@ -217,7 +235,8 @@ def test_torchvision_convnext():
     folded = folds(model, batch(1, 3, 64, 64), n=18, others=[batch(2, 3, 96, 64)])
     assert not any('layer_scale' in n for n,_ in folded.named_parameters())
 
-@pytest.mark.parametrize('name,n,kept', [('convnext_atto', 12, 0), ('convnext_atto_ols', 12, 0), ('edgenext_xx_small', 15, 3), ('cait_xxs24_224', 52, 0),
+@pytest.mark.parametrize('name,n,kept', [
+    ('convnext_atto', 12, 0), ('convnext_atto_ols', 12, 0), ('edgenext_xx_small', 15, 3), ('cait_xxs24_224', 52, 0),
     ('inception_next_atto', 12, 0), ('xcit_nano_12_p16_224', 38, 14), ('rdnet_tiny', 6, 15)])
 def test_timm(name, n, kept):
     timm = pytest.importorskip('timm')
@@ -230,6 +249,7 @@ def test_load():
     "Weights of a model with another forward don't fit into a fresh one; the error says what to do"
     model = scaled(lambda m,x: m.g*m.conv(x))
     rep,folded = fold(model, images)
-    with pytest.raises(FoldError, match=r'\(0.g\): make it as .*save and load the whole model'): BN_Folder(layer_scale=True).load(model, folded.state_dict())
+    with pytest.raises(FoldError, match=r'\(0.g\): make it as .*save and load the whole model'):
+        BN_Folder(layer_scale=True).load(model, folded.state_dict())
     with pytest.raises(FoldError, match="Sequential is on the meta device, .*: give it memory"):
         BN_Folder().load(nn.Sequential(nn.Linear(2, 2)).to('meta'), {})

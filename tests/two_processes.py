@@ -1,4 +1,5 @@
-"What `torchrun` runs in each process for test_distributed.py: trainings that end in several ways, and what became of them, as JSON in the folder given"
+"""What `torchrun` runs in each process for test_distributed.py: trainings that end in several ways, and what became of
+them, as JSON in the folder given"""
 import contextlib, faulthandler, hashlib, io, json, sys, warnings
 from datetime import timedelta
 from pathlib import Path
@@ -9,8 +10,8 @@ from torch import nn
 from accelerate import InitProcessGroupKwargs
 from fastai.callback.progress import ProgressCallback
 from fastai.distributed import DistributedDL
-from fastai.vision.all import (Callback, CancelFitException, CrossEntropyLossFlat, Datasets, Learner, LongTensor, Normalize, TensorImage, get_model,
-    imagenet_stats, rank_distrib, set_seed)
+from fastai.vision.all import (Callback, CancelFitException, CrossEntropyLossFlat, Datasets, Learner, LongTensor,
+    Normalize, TensorImage, get_model, imagenet_stats, rank_distrib, set_seed)
 from fastfold.all import FoldCallback
 
 faulthandler.dump_traceback_later(100, exit=True) # whatever waits for ever
@@ -31,10 +32,12 @@ def silent(values): "Say nothing of the training itself"
 def learner(*cbs):
     "Two norms that go back, one that stays, and one that goes ahead"
     set_seed(42)
-    dls = Datasets(range(48), [[picture],[label]], splits=(list(range(32)), list(range(32,48)))).dataloaders(bs=8, device='cpu', num_workers=0,
+    dsets = Datasets(range(48), [[picture],[label]], splits=(list(range(32)), list(range(32,48))))
+    dls = dsets.dataloaders(bs=8, device='cpu', num_workers=0,
         after_batch=[Normalize.from_stats(*imagenet_stats, cuda=False)])
-    model = nn.Sequential(nn.Conv2d(3,4,3,bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4,4,3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4),
-        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4,2))
+    model = nn.Sequential(nn.Conv2d(3,4,3,bias=False), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.Conv2d(4,4,3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4,2))
     learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), path=Path(sys.argv[1]), cbs=list(cbs))
     learn.logger = silent
     return learn.remove_cbs([ProgressCallback])
@@ -43,7 +46,8 @@ def shared(learn):
     handlers = [InitProcessGroupKwargs(backend='gloo', timeout=timedelta(seconds=60))]
     return learn.distrib_ctx(sync_bn=False, cpu=True, kwargs_handlers=handlers) # SyncBatchNorm trains on the GPU only
 
-def digest(tensors): return hashlib.sha256(b''.join(t.detach().contiguous().numpy().tobytes() for t in tensors)).hexdigest()
+def digest(tensors):
+    return hashlib.sha256(b''.join(t.detach().contiguous().numpy().tobytes() for t in tensors)).hexdigest()
 def outputs(learn):
     "For what the loaders give"
     x, = learn.dls.test_dl(range(4)).one_batch()
@@ -52,9 +56,11 @@ def outputs(learn):
 def outcome(learn):
     "What is to be the same in all processes, and what the trained model makes of the same pictures"
     report,folded,out = learn.fold_report,learn.is_folded,outputs(learn)
-    params,state,std = list(learn.model.parameters()),learn.model.state_dict().values(),learn.dls.valid.after_batch.fs[-1].std.flatten().tolist()
+    params,state = list(learn.model.parameters()),learn.model.state_dict().values()
+    std = learn.dls.valid.after_batch.fs[-1].std.flatten().tolist()
     err = (out - outputs(learn.unfold())).abs().max().item()
-    return dict(folded=folded, rows=[r.name for r in report.folded] if report else None, params=digest(params), state=digest(state), std=std,
+    return dict(folded=folded, rows=[r.name for r in report.folded] if report else None,
+        params=digest(params), state=digest(state), std=std,
         trained=digest(learn.model.state_dict().values()), err=err)
 
 class AtEnd(Callback):
@@ -107,7 +113,9 @@ def interrupted():
     with torch.no_grad():
         before = model(x)
         report = learn.fold()
-        return dict(wrapped=wrapped, loader=loader, before=folded, after=learn.is_folded, n=len(report.folded), err=(model(x)-before).abs().max().item())
+        err = (model(x)-before).abs().max().item()
+        return dict(wrapped=wrapped, loader=loader, before=folded, after=learn.is_folded, n=len(report.folded),
+            err=err)
 
 def alone():
     "each process with a learner of its own, of which only one folds"
@@ -116,8 +124,10 @@ def alone():
     return dict(folded=learn.is_folded)
 
 scenarios = dict(
-    fit=lambda: outcome(fit(2)), normalize=lambda: outcome(fit(normalize=True)), cancelled=lambda: outcome(fit(cbs=[StopIn(CancelFitException('stop'))])),
-    sync=lambda: outcome(fit(cbs=[AtEnd(to_sync)])), fails=lambda: outcome(fit(cbs=[AtEnd(spoil)])), differs=lambda: outcome(fit(cbs=[AtEnd(hook)])),
+    fit=lambda: outcome(fit(2)), normalize=lambda: outcome(fit(normalize=True)),
+    cancelled=lambda: outcome(fit(cbs=[StopIn(CancelFitException('stop'))])),
+    sync=lambda: outcome(fit(cbs=[AtEnd(to_sync)])), fails=lambda: outcome(fit(cbs=[AtEnd(spoil)])),
+    differs=lambda: outcome(fit(cbs=[AtEnd(hook)])),
     exported=exported, trained_on=trained_on, interrupted=interrupted, alone=alone)
 
 res = {}
@@ -125,7 +135,8 @@ for name,f in scenarios.items():
     with warnings.catch_warnings(record=True) as ws, contextlib.redirect_stdout(io.StringIO()) as printed:
         warnings.simplefilter('always')
         res[name] = f()
-        res[name].update(printed=printed.getvalue().strip(), warnings=[str(o.message) for o in ws if 'fold' in str(o.message)])
+        told = [str(o.message) for o in ws if 'fold' in str(o.message)]
+        res[name].update(printed=printed.getvalue().strip(), warnings=told)
 (Path(sys.argv[1])/f'{rank_distrib()}.json').write_text(json.dumps(res))
 dist.barrier()
 dist.destroy_process_group()

@@ -1,4 +1,5 @@
-"Render the notebooks to HTML in _docs, with the signatures that `show_doc` makes, as `nbdev-docs` does but without Quarto. Nothing is loaded from a network"
+"""Render the notebooks to HTML in _docs, with the signatures that `show_doc` makes, as `nbdev-docs` does but without
+Quarto. Nothing is loaded from a network"""
 import ast,re,shutil
 from html import escape
 from pathlib import Path
@@ -42,7 +43,8 @@ def doc_links(
     page:str, # where it stands
     shown:dict[str,set[str]], # page -> what is documented there
 ) -> str: # the same, with nbdev's links to names leading to their entries
-    "nbdev takes every word in backticks that is a name anywhere for that name; a plain word such as `fold` means it only on the page that has it"
+    """nbdev takes every word in backticks that is a name anywhere for that name; a plain word such as `fold` means it
+    only on the page that has it"""
     def link(m):
         name,to = m[1],m[2]
         at = next((o for o in (name, name.split('.')[-1]) if o in shown.get(to, ())), None)
@@ -54,7 +56,9 @@ def mathml(
 ) -> str: # the same with MathML, which browsers show by themselves
     "Code is left alone: there a dollar is a dollar"
     def block(m): return f'<div class="math">{convert(m[1].strip(), display="block")}</div>'
-    def formulas(s): return re.sub(r'\$([^$]+)\$', lambda m: convert(m[1]), re.sub(r'\$\$(.+?)\$\$', block, s, flags=re.S))
+    def formulas(s):
+        s = re.sub(r'\$\$(.+?)\$\$', block, s, flags=re.S)
+        return re.sub(r'\$([^$]+)\$', lambda m: convert(m[1]), s)
     return ''.join(s if i%2 else formulas(s) for i,s in enumerate(re.split(r'(```.*?```|`[^`]*`)', src, flags=re.S)))
 
 def signature(
@@ -63,7 +67,8 @@ def signature(
     "Without the attributes that only Quarto reads, with short names of types, and with links to the source here"
     md = re.sub(r'\{target=.*?\}', '', md)
     md = re.sub(r'\[source\]\([^)]*/(\w+)\.py#L(\d+)\)', r'<a class="source" href="\1.py.html#L-\2">source</a>', md)
-    return re.sub(r'\btorch\.nn\.modules\.\w+\.', 'nn.', re.sub(r'\b(?:__main__|torch|fastfold(?:\.\w+)+)\.(?=[A-Z])', '', md))
+    md = re.sub(r'\b(?:__main__|torch|fastfold(?:\.\w+)+)\.(?=[A-Z])', '', md)
+    return re.sub(r'\btorch\.nn\.modules\.\w+\.', 'nn.', md)
 
 def fields(
     src:str, # of a module
@@ -73,7 +78,8 @@ def fields(
     def cell(s): return s.replace('|', '\\|')
     for c in ast.parse(src).body:
         if not isinstance(c, ast.ClassDef): continue
-        told = [(f.target.id, ast.unparse(f.annotation), lines[f.end_lineno-1].partition(' # ')[2]) for f in c.body if isinstance(f, ast.AnnAssign)]
+        told = [(f.target.id, ast.unparse(f.annotation), lines[f.end_lineno-1].partition(' # ')[2])
+            for f in c.body if isinstance(f, ast.AnnAssign)]
         rows = [f'| `{n}` | `{cell(t)}` | {cell(what)} |' for n,t,what in told if what]
         if rows: res[c.name] = '\n'.join(['', '', '| field | type | |', '|---|---|---|', *rows])
     return res
@@ -106,8 +112,10 @@ def prep(
 
 def page_order(f:Path) -> tuple: # sort key
     "What is read first comes first, then the API in the order of its notebooks"
-    first = ['index', 'tutorial.pets', 'tutorial.learner', 'questions', 'rules', 'reasons', 'merging', 'benchmarks', 'peers']
-    rooms = ['core', 'merge', 'report', '_proc', 'training', 'lab'] # folders; those above them have no folder of their own
+    first = ['index', 'tutorial.pets', 'tutorial.learner', 'questions', 'rules', 'adding', 'reasons',
+        'merging', 'benchmarks', 'peers']
+    # folders; those above them have no folder of their own
+    rooms = ['core', 'merge', 'report', '_proc', 'training', 'lab']
     return (0,first.index(f.stem)) if f.stem in first else (1,rooms.index(f.parent.name),f.stem)
 
 def nav_html(
@@ -134,12 +142,16 @@ def main():
     pages = {nbpath2html(f).name: read_nb(f) for f in nbs}
     shown = {p: documented(nb) for p,nb in pages.items()}
     titles = {p: nb_frontmatter(nb)['title'] for p,nb in pages.items()}
-    def write(page, title, body): (cfg.doc_path/page).write_text(frame.format(title=escape(title), nav=nav_html(titles, page), body=body), encoding='utf-8')
+    def write(page, title, body):
+        html = frame.format(title=escape(title), nav=nav_html(titles, page), body=body)
+        (cfg.doc_path/page).write_text(html, encoding='utf-8')
     srcs = {f.name: f.read_text(encoding='utf-8') for f in sorted(cfg.lib_path.rglob('[!_]*.py'))}
     for page,nb in pages.items():
         write(page, titles[page], export(prep(nb, page, shown, fields(srcs.get(page.replace('.html', '.py'), ''))))[0])
-    for n,src in srcs.items(): write(f'{n}.html', n, f'<h1>{n}</h1>' + highlight(src, PythonLexer(), HtmlFormatter(lineanchors='L')))
+    for n,src in srcs.items():
+        write(f'{n}.html', n, f'<h1>{n}</h1>' + highlight(src, PythonLexer(), HtmlFormatter(lineanchors='L')))
     (cfg.doc_path/'style.css').write_text(style(), encoding='utf-8')
     images = cfg.config_path/'images'
-    if images.exists(): shutil.copytree(images, cfg.doc_path/'images', dirs_exist_ok=True, ignore=shutil.ignore_patterns('.*'))
+    if images.exists():
+        shutil.copytree(images, cfg.doc_path/'images', dirs_exist_ok=True, ignore=shutil.ignore_patterns('.*'))
     print(f'{len(nbs)} pages: {(cfg.doc_path/"index.html").relative_to(cfg.config_path)} is the first')

@@ -1,4 +1,5 @@
-"Draw the pictures of the README: one block before and after, from a record of what it runs, and its latency as measured here"
+"""Draw the pictures of the README: one block before and after, from a record of what it runs, and its latency as
+measured here"""
 from pathlib import Path
 from matplotlib import pyplot as plt
 from torch import nn
@@ -6,19 +7,23 @@ from torchvision.models import resnet18
 import torch
 from fastcore.script import call_parse
 from fastfold.lab.bench import benchmark, without_norms
-from fastfold.core.record import Flow, record
+from fastfold.core.record import Record
+from fastfold.core.recorder import record_pass
 from fastfold.folder import BN_Folder
-from fastfold.report.report import card, colors, write
+from fastfold.report.palette import colors
+from fastfold.report.picture import card, write
 
 images = Path(__file__).resolve().parent.parent/'images'
 
-def steps(block:nn.Module, x:torch.Tensor) -> Flow:
+def steps(block:nn.Module, x:torch.Tensor) -> Record:
     "What `block` runs, with its layers and norms as one step each"
-    return record(block, (x,), is_leaf=lambda m: m is not block and not list(m.children()) and not isinstance(m, nn.Identity))
+    def is_leaf(m): return m is not block and not list(m.children()) and not isinstance(m, nn.Identity)
+    return record_pass(block, (x,), is_leaf=is_leaf).record
 
-def draw_steps(ax, y:float, title:str, flow:Flow, taken:list[str]):
-    "Boxes joined by arrows, and a line for the skip connection; norms in one colour, the layers that took them in another"
-    names = [o.name for o in flow.ops]
+def draw_steps(ax, y:float, title:str, record:Record, taken:list[str]):
+    """Boxes joined by arrows, and a line for the skip connection; norms in one colour, the layers that took them in
+    another"""
+    names = [o.name for o in record.ops]
     write(ax, 0, y-.95, title, size=11, weight='bold')
     for i,n in enumerate(names):
         color = 'kept' if n.startswith('bn') else 'folded' if n in taken else 'soft'
@@ -26,7 +31,7 @@ def draw_steps(ax, y:float, title:str, flow:Flow, taken:list[str]):
         write(ax, i+.7, y, n, color='ink', ha='center')
     arrow = dict(arrowstyle='-|>', color=colors['soft'], lw=1.2)
     for i in range(len(names)+1): ax.annotate('', (i+.32, y), (i+.1 if i else 0, y), arrowprops=arrow)
-    add = next(i for i,o in enumerate(flow.ops) if len(o.inputs)>1)
+    add = next(i for i,o in enumerate(record.ops) if len(o.inputs)>1)
     ax.plot([.15, .15, add+.7], [y, y+.62, y+.62], color=arrow['color'], lw=arrow['lw'])
     ax.annotate('', (add+.7, y+.28), (add+.7, y+.63), arrowprops=arrow)
 
@@ -37,7 +42,8 @@ def draw_block(block:nn.Module, x:torch.Tensor):
     ax = card(3)
     ax.set(xlim=(-.15, len(before.ops)+.4), ylim=(4.3, -.3))
     draw_steps(ax, 1, f'A residual block of ResNet18: {len(before.ops)} steps', before, [])
-    draw_steps(ax, 3.1, f'Folded: {len(after.ops)} steps, the same output', after, [n for r in folder.report.folded for n in r.into])
+    taken = [n for r in folder.report.folded for n in r.into]
+    draw_steps(ax, 3.1, f'Folded: {len(after.ops)} steps, the same output', after, taken)
     return ax
 
 @call_parse

@@ -1,4 +1,5 @@
-"Render README.md from index.ipynb, as `nbdev-readme` does but without Quarto. Nothing is run: the notebook's stored outputs are shown"
+"""Render README.md from index.ipynb, as `nbdev-readme` does but without Quarto. Nothing is run: the notebook's stored
+outputs are shown"""
 from fastcore.ansi import strip_ansi
 from fastcore.nbio import concat_streams, join_out, read_nb
 from fastcore.script import call_parse
@@ -13,7 +14,8 @@ def out2md(
     "Markdown for a cell's output; a picture has none, since GitHub shows only pictures that are files"
     data = out.get('data') or {'text/plain': out.get('text', '')}
     if md := data.get('text/markdown'): return join_out(md).strip()
-    if pics := [o for o in data if o.startswith('image/')]: raise ValueError(f'an output is {pics[0]}: save it in images/ and link to it')
+    if pics := [o for o in data if o.startswith('image/')]:
+        raise ValueError(f'an output is {pics[0]}: save it in images/ and link to it')
     return '\n'.join(f'    {o}'.rstrip() for o in strip_ansi(join_out(data['text/plain'])).rstrip().splitlines())
 
 def cell2md(

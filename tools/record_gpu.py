@@ -1,10 +1,11 @@
 """Run notebooks on a machine with a CUDA GPU, and store what their `#| cuda` cells put out.
 
-The machine needs no network, and beside the checkout only PyTorch, torchvision, fastai and execnb. Where cells ask for the Oxford-IIIT Pets,
-FASTAI_HOME names the folder with data/oxford-iiit-pet/images in it.
+The machine needs no network, and beside the checkout only PyTorch, torchvision, fastai and execnb. Where cells ask for
+the Oxford-IIIT Pets, FASTAI_HOME names the folder with data/oxford-iiit-pet/images in it.
 
-All cells run, since those on the GPU build on the others, but for those marked `notest` or `eval: false`. Only what the `#| cuda` cells put out is
-stored, and only if all went well and they name the GPU and the version of PyTorch. Everything else in a notebook stays as it is, to the letter."""
+All cells run, since those on the GPU build on the others, but for those marked `notest` or `eval: false`. Only what the
+`#| cuda` cells put out is stored, and only if all went well and they name the GPU and the version of PyTorch.
+Everything else in a notebook stays as it is, to the letter."""
 import argparse,json,os,platform,re,sys
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def on_cpu(
     src:str, # of a cell
 ) -> str: # the same without a GPU
     "What a cell does when a recording is rehearsed"
-    src = re.sub(r'torch\.cuda\.(get_device_name|synchronize)\(\)', lambda m: repr(platform.machine()) if m[1][0]=='g' else 'None', src)
+    def stands_in(m): return repr(platform.machine()) if m[1][0]=='g' else 'None'
+    src = re.sub(r'torch\.cuda\.(get_device_name|synchronize)\(\)', stands_in, src)
     return re.sub(r'''(['"])cuda\1''', "'cpu'", src.replace('.cuda()', '.cpu()'))
 
 def clean(
@@ -57,7 +59,9 @@ def execute(
             is_cuda,src = 'cuda' in flags(c),''.join(c['source'])
             print(f'{path.name}: cell {i+1} of {last+1}', '(recorded)'*is_cuda, flush=True)
             outs = shell.run(on_cpu(src) if is_cuda and cpu else src)
-            if shell.exc: raise RuntimeError(f'{path.name}: this cell failed, so nothing is stored:\n\n{src}\n\n{shell.prettytb(fname=path)}')
+            if shell.exc:
+                tb = shell.prettytb(fname=path)
+                raise RuntimeError(f'{path.name}: this cell failed, so nothing is stored:\n\n{src}\n\n{tb}')
             if is_cuda: c['outputs'] = clean(outs)
     finally:
         os.chdir(before)
@@ -73,11 +77,14 @@ def record(
     nb = json.loads(path.read_text(encoding='utf-8'))
     recorded = [c for c in nb['cells'] if 'cuda' in flags(c)]
     if not recorded: raise RuntimeError(f'{path.name} has no cell with `#| cuda` in its first line')
-    if device=='cuda' and not torch.cuda.is_available(): raise RuntimeError('PyTorch finds no CUDA GPU here: rehearse with --device cpu and --out')
+    if device=='cuda' and not torch.cuda.is_available():
+        raise RuntimeError('PyTorch finds no CUDA GPU here: rehearse with --device cpu and --out')
     execute(nb, path.resolve(), device=='cpu')
     told = json.dumps([c['outputs'] for c in recorded])
     for o in (torch.cuda.get_device_name() if device=='cuda' else platform.machine(), torch.__version__):
-        if o not in told: raise RuntimeError(f"{path.name}: no recorded cell says '{o}': print the GPU's name and torch.__version__ in the first of them")
+        if o not in told:
+            raise RuntimeError(f"{path.name}: no recorded cell says '{o}': "
+                "print the GPU's name and torch.__version__ in the first of them")
     tmp = out.with_name(f'{out.name}.part')
     tmp.write_text(json.dumps(nb, indent=1, sort_keys=True, ensure_ascii=False)+'\n', encoding='utf-8')
     tmp.replace(out)
@@ -87,8 +94,8 @@ def main(argv=None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('notebooks', nargs='+', type=Path, help='paths, such as nbs/tutorial.pets.ipynb')
     p.add_argument('--out', type=Path, help='folder to write to; in place by default')
-    p.add_argument('--device', choices=['cuda','cpu'], default='cuda',
-        help='cpu is a rehearsal: the cells run without a GPU, and what they put out never goes into the notebook itself')
+    told = 'cpu is a rehearsal: the cells run without a GPU, and what they put out never goes into the notebook itself'
+    p.add_argument('--device', choices=['cuda','cpu'], default='cuda', help=told)
     args = p.parse_args(argv)
     if args.device=='cpu' and (not args.out or args.out.resolve() in [o.resolve().parent for o in args.notebooks]):
         p.error('--device cpu needs --out with another folder, so that no rehearsal is stored as a recording')
