@@ -9,6 +9,7 @@ __all__ = ['Crossing', 'CROSSINGS', 'rerun', 'has_empty', 'moves_all', 'labels',
            'check_requests', 'cross', 'elements_read', 'reads_elements', 'spare_reader', 'has_numbers']
 
 # %% ../../nbs/core/13_crossing.ipynb #05246224
+from functools import lru_cache
 from math import prod
 from typing import Any, Callable
 import torch
@@ -44,12 +45,17 @@ def moves_all(op:Op) -> bool:
     return [tuple(t.shape) for t in made]==[v.shape for v in op.outputs]
 
 # %% ../../nbs/core/13_crossing.ipynb #1c2a5139
-def labels(n:int) -> tuple[Tensor,Tensor]: # [n] each, float64, no two alike
+def labels(n:int) -> tuple[Tensor,Tensor]: # [n] each, float64, no two alike; not to be written into
     "Make numbers for `n` elements: such as tell by themselves which is which, from 0 on, and others without order"
+    return _some_labels(n) if n<=2**18 else _labels(n)
+
+def _labels(n:int) -> tuple[Tensor,Tensor]:
     i = torch.arange(n, dtype=torch.float64)
     others = (i*i*.6180339887498949).frac_().sub_(.5) # up and down, without a pattern that averages could keep
     telling = i + others*.5 + .5
     return torch.where(others<0, -telling, telling),others
+
+_some_labels = lru_cache(maxsize=8)(_labels) # many values of a network are of one size
 
 # %% ../../nbs/core/13_crossing.ipynb #1b98e2a6
 def origins(op:Op) -> list[Tensor]|None: # [*shape] for each output, int64; None if something in it wasn't moved

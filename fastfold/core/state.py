@@ -85,8 +85,9 @@ class Modes:
         self.thread = threading.get_ident()
         self.n_dispatch = len(_get_current_dispatch_mode_stack())
         self.n_function = len(_get_current_function_mode_stack())
-        self.functions = torch._C._get_torch_function_state() # are functions shown to modes?
-        self.excluded = {k:torch._C._dispatch_tls_is_dispatch_key_excluded(k) for k in _python_keys} # is the dispatcher?
+        # whether functions, and calls of the dispatcher, are hidden from modes
+        self.functions = torch._C._get_torch_function_state()
+        self.excluded = {k:torch._C._dispatch_tls_is_dispatch_key_excluded(k) for k in _python_keys}
 
     def restore(self) -> None:
         "Leave those that were entered since and, because of an interrupt, not left"
