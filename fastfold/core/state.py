@@ -78,6 +78,8 @@ def settle(model:nn.Module) -> None:
 
 # %% ../../nbs/core/07_state.ipynb #526e6883
 _python_keys = torch._C.DispatchKey.Python,torch._C.DispatchKey.PythonTLSSnapshot
+_get_functions = getattr(torch._C, '_get_torch_function_state', lambda: None) # early versions have no such thing
+_set_functions = getattr(torch._C, '_set_torch_function_state', lambda state: None)
 
 class Modes:
     "The modes of PyTorch that a thread is in"
@@ -86,13 +88,13 @@ class Modes:
         self.n_dispatch = len(_get_current_dispatch_mode_stack())
         self.n_function = len(_get_current_function_mode_stack())
         # whether functions, and calls of the dispatcher, are hidden from modes
-        self.functions = torch._C._get_torch_function_state()
+        self.functions = _get_functions()
         self.excluded = {k:torch._C._dispatch_tls_is_dispatch_key_excluded(k) for k in _python_keys}
 
     def restore(self) -> None:
         "Leave those that were entered since and, because of an interrupt, not left"
         if threading.get_ident()!=self.thread: return
-        torch._C._set_torch_function_state(self.functions)
+        _set_functions(self.functions)
         for k,is_excluded in self.excluded.items(): torch._C._dispatch_tls_set_dispatch_key_excluded(k, is_excluded)
         while len(_get_current_dispatch_mode_stack())>self.n_dispatch: pop_dispatch_mode()
         while len(_get_current_function_mode_stack())>self.n_function: pop_function_mode()
