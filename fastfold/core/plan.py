@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from .refusals import FoldError
 from .example import examples, follow_rest
-from .inspect import Inspector, Rules
+from .inspect import Inspected, Inspector, Rules
 from .record import Op, Record
 from .recorder import each_tensor, ExampleError, fresh, record_pass, Recorder
 from .refusals import CannotFold, neither, Reason, reason, Refused
@@ -32,21 +32,14 @@ class Cuts(dict[str,Any]):
 
 # %% ../../nbs/core/17_plan.ipynb #57437a19
 @dataclass(eq=False)
-class Plan:
+class Plan(Inspected): # What it was made from: the model, the record of a pass, and the rules
     "Tell which norm goes where"
-    inspector:Inspector # What it was made from: the model, the record of a pass, and the rules
     norms:list[nn.Module] # All, in order of execution; those that never run come last
     must_stay:dict[nn.Module,Reason]=field(default_factory=dict) # Norms to keep whatever the record says
     homes:dict[nn.Module,list[Edit]]=field(default_factory=dict) # norm -> where it goes, in the order to be done
     reasons:dict[nn.Module,Reason]=field(default_factory=dict) # norm -> why it is kept
     cuts:Cuts=field(default_factory=Cuts)
 
-    @property
-    def model(self) -> nn.Module: return self.inspector.model
-    @property
-    def record(self) -> Record: return self.inspector.record
-    @property
-    def rules(self) -> Rules: return self.inspector.rules
     @property
     def names(self) -> dict[nn.Module,str]: return self.record.names
     @property

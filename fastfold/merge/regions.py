@@ -22,9 +22,9 @@ from torch.utils._pytree import tree_leaves
 from ..core.affine import Affine, exact
 from ..core.rules import has_kind, LAYERS, rule_errors, rule_of
 from ..core.crossing import coefficients
-from ..core.inspect import Inspector, is_leaf, Rules
+from ..core.inspect import Inspected, Inspector, is_leaf, Rules
 from ..core.ops import ADDS, MULTIPLIES
-from ..core.record import Op, Record, Value
+from ..core.record import Op, Value
 from ..core.recorder import record_pass
 from ..core.refusals import Refused
 from ..core.scales import per_channel, varies_along
@@ -72,20 +72,12 @@ def function_kind(op:Op, values:list[Value]) -> str: # 'sum', 'pool', 'factor' o
 
 # %% ../../nbs/merge/03_regions.ipynb #1befb87f
 @dataclass(eq=False)
-class Finder:
+class Finder(Inspected): # By the inspector, which knows the rules and what keeps a layer or norm as it is
     "Tell what the operations of a recorded pass may be in a merged layer"
-    inspector:Inspector # Knows the rules, and what keeps a layer or norm as it is
     is_leaf:Callable[[nn.Module],bool] # Which modules were recorded as a whole
 
     def __post_init__(self):
         self.params = {v:n for n,v in self.record.params.items()}
-
-    @property
-    def model(self) -> nn.Module: return self.inspector.model
-    @property
-    def record(self) -> Record: return self.inspector.record
-    @property
-    def rules(self) -> Rules: return self.inspector.rules
 
     def values(self, op:Op) -> list[Value]: # Without parameters
         "List what `op` is given"

@@ -22,7 +22,7 @@ from ..core.rules import find
 from ..core.example import Tracer
 from ..core.record import Record, Value
 from ..core.recorder import is_torch_own
-from ..core.refusals import Refused
+from ..core.refusals import Refused, short_message
 from .obstacles import CannotMerge
 
 # %% ../../nbs/merge/04_trace.ipynb #6e6cec2d
@@ -128,7 +128,7 @@ def traced(
         with no_autocast(): graph = tracer.trace(copy)
     except Refused: raise
     except Exception as e:
-        raise CannotMerge('trace', name=name, why=str(e).partition('\n')[0] or type(e).__name__) from e
+        raise CannotMerge('trace', name=name, why=short_message(e)) from e
     if not is_same_state(before, module_state(copy)): raise CannotMerge('stores', name=name)
     why = left_out([copy, *tracer.followed], graph)
     if not why and depends_on_none(copy, graph, is_leaf): why = 'it asks whether something is None'
