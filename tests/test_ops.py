@@ -4,8 +4,12 @@ import pytest, torch
 import torch.nn.functional as F
 from torch import nn
 from fastfold.core import crossing, rules
+from fastfold.core.affine import Affine, LinearMap
 from fastfold.core.ops import ATTENDS, MAY_COPY, MOVES, OPS, OpRule, PARTS, SOFTMAX
 from fastfold.core.recorder import func_name, record_pass
+from fastfold.core.refusals import FoldError
+from fastfold.core.request import Request
+from fastfold.core.rules import LayerRule, NormRule
 from fastfold.folder import BN_Folder
 from random_nets import difference, live
 
@@ -127,3 +131,72 @@ def test_a_rule_that_fails(monkeypatch, caplog):
     row, = folder.plan(net, x).kept
     assert "the rule for rot90" in row.reason and 'no_such_thing' in row.reason
     assert 'in wrong' in caplog.text and 'Traceback' in caplog.text
+
+claims = [(torch.abs, torch.abs), (torch.relu, torch.relu), (torch.round, torch.round), (torch.floor, torch.floor),
+    (torch.clamp, lambda y: y.clamp(min=0)), (torch.msort, torch.msort), (torch.flip, lambda y: y.flip(1)*1.),
+    (torch.lerp, lambda y: torch.lerp(y, y.roll(1, 1), .5)), (torch.trunc, torch.trunc),
+    (F.avg_pool2d, lambda y: F.avg_pool2d(y.transpose(1, 3), (1,3), 1, (0,1)).transpose(1, 3))]
+
+@pytest.mark.parametrize('i', range(len(claims)))
+@pytest.mark.parametrize('way', ['back', 'ahead'])
+def test_claims(i, way):
+    "What changes numbers, or moves them by what they are, is no move, whatever its rule says; on other inputs, too"
+    f,call = claims[i]
+    if way=='back': net = Runs(nn.Conv2d(3, 4, 1), call, nn.BatchNorm2d(4))
+    else: net = Runs(nn.BatchNorm2d(3), call, nn.Conv2d(3, 4, 1))
+    folder,xs = BN_Folder(verify=False, handlers={f: OpRule(MOVES)}),[images((2,3,5,4))*3, images((3,3,7,6))*9]
+    folded = folder.fold(live(net), xs[0])
+    for x in xs: assert difference(net(x), folded(x))<1e-9
+    assert len(folder.report.folded)==(f is torch.flip)
+
+def shift_only(op, request): return [Request(op.inputs[0], (1., 0.), 1)]
+malformed = dict(bare=lambda op,request: request, true=lambda op,request: True, floats=shift_only,
+    short=lambda op,request: [Request(op.inputs[0], Affine(request.affine.scale[1:], request.affine.shift[1:]), 1)])
+
+@pytest.mark.parametrize('kind', malformed)
+def test_malformed(kind, monkeypatch):
+    "What a rule returns is looked at, and its norm stays"
+    net,x = live(Runs(nn.Conv2d(3, 4, 1), lambda y: y.rot90(1, (2,3)), nn.BatchNorm2d(4))),images((2,3,5,4))
+    folder = BN_Folder(verify=False, handlers={torch.rot90: OpRule(cross=malformed[kind])})
+    with pytest.raises((TypeError, ValueError), match='it returned'): folder.plan(net, x)
+    monkeypatch.setattr(rules, 'strict', False)
+    assert torch.equal(folder.fold(net, x)(x), net(x)) and 'it returned' in folder.report.kept[0].reason
+
+class Own(nn.Linear):
+    def forward(self, x): return F.linear(x, self.weight) + self.bias
+
+class OwnNorm(nn.BatchNorm1d):
+    def forward(self, x): return super().forward(x)
+
+def fails(*args): raise KeyError('wieght')
+
+class Map(LinearMap):
+    parameters = absorb_after = fails
+
+broken = [{Own: LayerRule(axis=fails)}, {Own: LayerRule(map=fails)}, {Own: LayerRule(map=Map)},
+    {Own: LayerRule(), OwnNorm: NormRule(fails)}]
+
+@pytest.mark.parametrize('i', range(len(broken)))
+def test_other_rules_that_fail(i, monkeypatch):
+    "Rules for layers and norms are named as well, and the model is as it was"
+    norm = OwnNorm(4) if OwnNorm in broken[i] else nn.BatchNorm1d(4)
+    net,x,folder = live(nn.Sequential(Own(3, 4), norm)),images((5,3)),BN_Folder(handlers=broken[i])
+    with pytest.raises(KeyError, match='wieght'): folder.fold(net, x)
+    monkeypatch.setattr(rules, 'strict', False)
+    for inplace in False,True: assert torch.equal(folder.fold(net, x, inplace=inplace)(x), net(x))
+    assert "the rule for" in folder.report.kept[0].reason and 'wieght' in folder.report.kept[0].reason
+
+def test_axis_as_a_number():
+    net = live(nn.Sequential(Own(3, 4), nn.BatchNorm1d(4)))
+    folder = BN_Folder(verify=False, handlers={Own: LayerRule(axis=-1)})
+    folded = folder.fold(net, images((5,3)))
+    assert difference(net(images((9,3))), folded(images((9,3))))<1e-9 and folder.report.folded
+
+@pytest.mark.parametrize('handlers,says', [
+    ({torch.rot90: LayerRule()}, 'give the class'), ({nn.ReLU: OpRule(MOVES)}, 'give the function'),
+    ({'rot90': OpRule(MOVES)}, 'give the function'), ({nn.Linear: 3}, 'give a NormRule')])
+def test_handlers_that_cannot_be(handlers, says):
+    with pytest.raises(FoldError, match=says): BN_Folder(handlers=handlers)
+
+def test_words():
+    with pytest.raises(FoldError, match='give one of moves, adds'): OpRule('movse')
