@@ -164,7 +164,7 @@ def check_parts(walker:Walker, call:Op) -> None: # call: of a norm
             if writer: raise CannotFold('written', op=writer)
         op = op.inputs[0].producer
 
-# %% ../../nbs/core/16_walk.ipynb #viewscod96
+# %% ../../nbs/core/16_walk.ipynb #5c1e77a0
 def views_of(value:Value) -> Iterator[Value]:
     "List `value`, and what may be a view of it or of a view of it"
     yield value
