@@ -60,11 +60,12 @@ def check_random(
     seed:int, # Of the first one
     progress:bool, # Show how far it is?
     merge:bool, # Merge layers whose results are added up, too?
+    ask:bool, # Make networks that ask about their input?
 )->None:
     "Check random networks, and fail if one does"
     from fastfold.core.refusals import FoldError
     from fastfold.lab.fuzz import fuzz
-    res = fuzz(n, seed, progress, merge)
+    res = fuzz(n, seed, progress, merge, ask)
     print(res)
     if res.failures: raise FoldError(
         f'{len(res.failures)} of {n} networks failed: run one alone with --fuzz 1 and its --seed from above')
@@ -109,6 +110,7 @@ def zoo(
     peers:bool=False, # Try the other folders that are installed, too
     merge:bool=False, # Merge layers whose results are added up, too
     fuzz:int=0, # Check that many random networks instead
+    ask:bool=False, # Make random networks that ask about their input, and do something else for another one
     seed:int=0, # For all that is random
     out:str='fastfold-zoo', # Folder for zoo.csv and zoo.png
 )->None:
@@ -116,9 +118,11 @@ def zoo(
     check_least(1, size=size)
     check_least(0, fuzz=fuzz)
     if fuzz and archs: raise ArgumentTypeError('fuzz makes its own networks: leave out the names, or --fuzz')
+    if ask and not fuzz: raise ArgumentTypeError('only random networks ask: give their number with --fuzz')
+    if ask and merge: raise ArgumentTypeError('networks that ask have nothing to merge: leave out --merge, or --ask')
     progress = sys.stdout.isatty()
     with libraries_silenced():
-        if fuzz: check_random(fuzz, seed, progress, merge)
+        if fuzz: check_random(fuzz, seed, progress, merge, ask)
         else: check_known(archs, size, peers, merge, seed, out, progress)
 
 # %% ../nbs/05_cli.ipynb #2e169347

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Handlers', 'log', 'same_operation', 'check_type', 'rules_with', 'feasible', 'feasible_in_place', 'parameter_count',
            'Folded', 'judge', 'fold_agreeing', 'example_for', 'merge_folded', 'fold_rows', 'merge_row', 'refused_row',
-           'error_of', 'report_of', 'by_itself', 'BN_Folder']
+           'agreement_of', 'report_of', 'by_itself', 'BN_Folder']
 
 # %% ../nbs/01_folder.ipynb #fb4cbc04
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any, Callable, Iterable
 import logging, warnings
@@ -22,13 +22,14 @@ from .core.example import inferred
 from .core.inspect import Rules
 from .core.load import load_folded
 from .core.ops import callables, OpRule
-from .core.plan import Plan, plan_for
+from .core.passes import further, Inputs
+from .core.plan import Plan, plan_for, questions_of, shapes_of
 from .core.record import Pass
 from .core.refusals import FoldError, Reason, some_names
 from .core.rules import LAYERS, LayerRule, NORMS, NormRule
 from .core.scales import SCALES
 from .core.state import alone, settle, undone_on_failure
-from .core.verify import Check, suspects_of, verdict
+from .core.verify import Agreement, Check, runs_of, suspects_of, to_compare, verdict
 from .merge.checked import Merged, merge_layers
 from .merge.cuts import with_cuts
 from .merge.rewrite import Merge, Refusal
@@ -89,19 +90,20 @@ def feasible_in_place(plan:Plan) -> tuple[Plan,list[Change]]: # The plan that is
     if stuck: return feasible_in_place(plan.without(stuck))
     return plan,changes + second
 
-# %% ../nbs/01_folder.ipynb #a2244eb3
+# %% ../nbs/01_folder.ipynb #a2244eb4
 def parameter_count(model:nn.Module) -> int:
     "Count the numbers in the parameters of `model`"
     return sum(p.numel() for p in model.parameters())
 
-# %% ../nbs/01_folder.ipynb #d81038da
+# %% ../nbs/01_folder.ipynb #76b64cc9
 @dataclass(eq=False)
 class Folded:
     "Hold a plan, what changes by it, and the model that it is carried out in"
     plan:Plan
     changes:list[Change]
     model:nn.Module # A copy that has the changes; or the original, where they are still to be made
-    error:float|None=None # How much the outputs differ; None if that wasn't looked at
+    passes:list[Pass]=field(default_factory=list) # What the original returns, if that is compared
+    agreement:Agreement|None=None # How much the outputs differ; None if that wasn't looked at
 
     def __post_init__(self):
         self.n_before = parameter_count(self.plan.model)
@@ -115,27 +117,29 @@ class Folded:
 def judge(
     folded:Folded,
     tol:float|None=None # Largest relative difference allowed; by default, what rounding explains
-) -> tuple[dict[nn.Module,Reason],float]: # The norms to keep, and the difference that counts
-    "Compare a fold with the original on the example batch"
+) -> tuple[dict[nn.Module,Reason],Agreement]: # The norms to keep
+    "Compare a fold with the original"
     plan = folded.plan
-    check = Check(plan.model, plan.record.passes, suspects_of(plan), tol)
-    with folded.in_effect() as model: err = check.error(model)
-    return verdict(plan, check, err)
+    check = Check(plan.model, folded.passes, suspects_of(plan), tol)
+    with folded.in_effect() as model: results = check.results(model)
+    return verdict(plan, check, results)
 
 # %% ../nbs/01_folder.ipynb #08b98357
 def fold_agreeing(
     plan:Plan,
     inplace:bool=False, # Fold the model itself, or a copy?
     verify:bool=True, # Compare the outputs?
-    tol:float|None=None # Largest relative difference allowed; by default, what rounding explains
+    tol:float|None=None, # Largest relative difference allowed; by default, what rounding explains
+    unseen:Iterable[Pass]=() # Batches to compare on that nothing was planned with
 ) -> Folded:
     "Fold less and less until the outputs agree"
+    passes = to_compare(plan, unseen) if verify and plan.homes else []
     while True:
         plan,changes = feasible_in_place(plan) if inplace else feasible(plan)
         model = plan.model if inplace else copy_with(plan.model, changes)
-        folded = Folded(plan, changes, model)
+        folded = Folded(plan, changes, model, passes)
         if not (verify and changes): break
-        must_stay,folded.error = judge(folded, tol)
+        must_stay,folded.agreement = judge(folded, tol)
         if not must_stay: break
         plan = plan.without(must_stay)
     if not inplace: check_copy(plan, model)
@@ -160,9 +164,11 @@ def merge_folded(
 ) -> Merged:
     "Find out what can be merged in a folded model"
     plan = folded.plan
+    main = plan.record.main or example_for(plan.model, xb, kw or {})
+    questions = plan.record.questions if plan.record.main else questions_of(plan.model, main)
+    folded.passes = folded.passes or (runs_of(plan.model, [main]) if verify else [])
     with folded.in_effect() as model:
-        main = plan.record.main or example_for(plan.model, xb, kw or {})
-        return merge_layers(model, main.args, main.kwargs, plan.rules, verify, tol)
+        return merge_layers(model, main.args, main.kwargs, plan.rules, verify, tol, questions, folded.passes)
 
 # %% ../nbs/01_folder.ipynb #ad8bff6b
 def fold_rows(plan:Plan) -> list[FoldRow]: # One per norm, in order of execution
@@ -182,12 +188,12 @@ def refused_row(o:Refusal) -> MergeRow:
     return MergeRow(o.name, '', o.region.members, o.why)
 
 # %% ../nbs/01_folder.ipynb #103537ef
-def error_of(folded:Folded, merged:Merged) -> float|None: # None if that wasn't looked at
+def agreement_of(folded:Folded, merged:Merged) -> Agreement|None: # None if that wasn't looked at
     "Return how much the outputs differ once a model is folded and merged, as `folded.model` is now"
-    if merged.error is None: return folded.error
+    if merged.error is None: return folded.agreement
     plan = folded.plan
-    if not plan.record.passes: return merged.error
-    return Check(plan.model, plan.record.passes, suspects_of(plan)).error(folded.model)
+    check = Check(plan.model, folded.passes, suspects_of(plan))
+    return Agreement(check.error(check.results(folded.model)))
 
 # %% ../nbs/01_folder.ipynb #ae410a74
 def report_of(folded:Folded, merged:Merged) -> FoldReport:
@@ -197,7 +203,9 @@ def report_of(folded:Folded, merged:Merged) -> FoldReport:
     def into(o): return [new[o.name]] if o.name in new else list(dict.fromkeys(new.get(n, n) for n in o.into))
     rows = fold_rows(folded.plan)
     rows = [replace(o, into=into(o), why=None if o.name in new else o.why) for o in rows]
-    return FoldReport(rows, folded.n_before, parameter_count(folded.model), error_of(folded, merged), sums)
+    batches = list(dict.fromkeys(shapes_of(p) for p in folded.passes or folded.plan.record.passes if not p.name))
+    err,exact_err = agreement_of(folded, merged) or (None, None)
+    return FoldReport(rows, folded.n_before, parameter_count(folded.model), err, sums, exact_err, batches)
 
 # %% ../nbs/01_folder.ipynb #d914a6f4
 def by_itself(f:Callable) -> Callable: # f: a method that takes a model
@@ -229,6 +237,8 @@ class BN_Folder:
         self.model:nn.Module|None = None # The model last folded in place
         self.changes:list[Change] = [] # What was done to it
         self.seen:list[Seen] = [] # The parameters that it got by that
+        self.data:list[Pass] = [] # Batches of a learner, to plan with
+        self.unseen:list[Pass] = [] # And others, to compare on
 
     def __repr__(self): return f"BN_Folder({self.report or ''})"
 
@@ -237,13 +247,14 @@ class BN_Folder:
         model:nn.Module, # Left as it is, unless `inplace`
         *xb:Any, # Positional inputs of one example batch; inferred from the first layer if there are none
         kw:dict[str,Any]|None=None, # Keyword inputs
+        others:Iterable[Inputs]=(), # Further examples: of other sizes, or with other options
         inplace:bool=False # Change `model` itself? `unfold` takes that back
     ) -> nn.Module: # The folded model
         "Fold every norm of `model` that has an exact home"
         if inplace: self._claim(model)
         check_model(model)
-        plan = plan_for(model, xb, kw, self.rules) # records a pass
-        folded = fold_agreeing(plan, inplace, self.verify, self.tol) # applies the changes, and verifies
+        plan = plan_for(model, xb, kw, self.rules, [*further(others), *self.data]) # records passes
+        folded = fold_agreeing(plan, inplace, self.verify, self.tol, self.unseen) # applies the changes, and verifies
         merged = self._merged(folded, xb, kw, self.verify)
         if inplace: self._keep(model, folded.changes + merged.changes)
         else: apply(folded.model, merged.changes)
@@ -255,11 +266,12 @@ class BN_Folder:
     def plan(self,
         model:nn.Module,
         *xb:Any, # Positional inputs of one example batch; inferred from the first layer if there are none
-        kw:dict[str,Any]|None=None # Keyword inputs
+        kw:dict[str,Any]|None=None, # Keyword inputs
+        others:Iterable[Inputs]=() # Further examples
     ) -> FoldReport:
         "Report what `fold` would do, without doing it"
         check_model(model)
-        plan,changes = feasible(plan_for(model, xb, kw, self.rules))
+        plan,changes = feasible(plan_for(model, xb, kw, self.rules, further(others)))
         folded = Folded(plan, changes, model)
         merged = self._merged(folded, xb, kw, verify=False)
         with folded.in_effect(), applied(model, merged.changes): self.report = report_of(folded, merged)

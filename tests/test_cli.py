@@ -152,7 +152,8 @@ def test_zoo(zoo, tmp_path, capsys):
     (['resnet81'], "no architecture 'resnet81': try resnet"), (['none.json'], "can't read none.json"),
     (['bad.json'], 'bad.json is not JSON'), (['list.json'], 'list.json has to be of the form'),
     (['resnet18','--fuzz','3'], 'leave out the names'), (['--size','0'], 'size must be at least 1'),
-    (['--fuzz','-1'], 'fuzz must be at least 0')])
+    (['--fuzz','-1'], 'fuzz must be at least 0'), (['--ask'], 'give their number with --fuzz'),
+    (['resnet18','--ask'], 'with --fuzz'), (['--fuzz','3','--ask','--merge'], 'leave out --merge, or --ask')])
 def test_zoo_options(args, says, zoo, tmp_path, capsys):
     (tmp_path/'bad.json').write_text('{')
     (tmp_path/'list.json').write_text('["resnet18"]')
@@ -225,6 +226,20 @@ def test_zoo_fuzz(zoo, monkeypatch, tmp_path, capsys):
     def wrong(net, merge): raise AssertionError('it differs')
     monkeypatch.setattr(fuzz, 'check', wrong)
     assert main('zoo --fuzz 2 --seed 7'.split())==1
+    out,err = capsys.readouterr()
+    assert 'seed 7: AssertionError: it differs\nseed 8: ' in out
+    assert err.startswith('fastfold zoo: 2 of 2 networks failed: run one alone ')
+
+def test_zoo_fuzz_ask(zoo, monkeypatch, tmp_path, capsys):
+    from fastfold.lab import asking, fuzz
+    assert main('zoo --fuzz 3 --ask'.split())==0
+    out = capsys.readouterr().out
+    assert '3 networks, ' in out and ', 0 failures\n' in out and not any(tmp_path.iterdir())
+    def wrong(net):
+        assert isinstance(net, asking.AskingNet)
+        raise AssertionError('it differs')
+    monkeypatch.setattr(fuzz, 'check_asking', wrong)
+    assert main('zoo --fuzz 2 --ask --seed 7'.split())==1
     out,err = capsys.readouterr()
     assert 'seed 7: AssertionError: it differs\nseed 8: ' in out
     assert err.startswith('fastfold zoo: 2 of 2 networks failed: run one alone ')

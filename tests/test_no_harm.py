@@ -9,7 +9,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 import fastfold
 from fastfold.all import BN_Folder, FoldError
-from fastfold.core.recorder import record_pass
+from fastfold.core.passes import record_pass
 from fastfold.core.snapshot import Snapshot
 
 package = os.path.dirname(fastfold.__file__)

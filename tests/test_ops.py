@@ -6,7 +6,8 @@ from torch import nn
 from fastfold.core import crossing, rules
 from fastfold.core.affine import Affine, LinearMap
 from fastfold.core.ops import ATTENDS, MAY_COPY, MOVES, OPS, OpRule, PARTS, SOFTMAX
-from fastfold.core.recorder import func_name, record_pass
+from fastfold.core.passes import record_pass
+from fastfold.core.recorder import func_name
 from fastfold.core.refusals import FoldError
 from fastfold.core.request import Request
 from fastfold.core.rules import LayerRule, NormRule

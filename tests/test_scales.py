@@ -113,7 +113,7 @@ def test_no_scale():
     keeps(model, images)
 
 def test_no_home():
-    keeps(scaled(lambda m,x: m.g*m.conv(x), g=gamma(1, 4)), batch(2, 4, 7, 6), why='another axis')
+    keeps(scaled(lambda m,x: m.g*m.conv(x), g=gamma(1, 4)), batch(2, 4, 7, 6), why='also read') # other sizes broadcast
     keeps(scaled(lambda m,x: (m.g*m.conv(x).relu()).relu()), images, why='relu')
     keeps(scaled(lambda m,x: m.g*x), images, why='input of the model')
     keeps(scaled(lambda m,x: (lambda y: m.g*y + y)(m.conv(x))), images, why='also used')
@@ -128,7 +128,7 @@ def test_other_uses():
     def returned(m, x):
         v = m.g.view(4, 1, 1)
         return v*m.conv(x),v
-    keeps(scaled(returned), images, why='also read')
+    keeps(scaled(returned), images, why='the model returns it')
     def across(m, x): return m.g*m.conv(x) + m.g.view(1, 1, 4)*m.conv(x) # along another axis
     keeps(scaled(across), batch(2, 4, 7, 6), why='also read')
     def shared():

@@ -8,7 +8,7 @@ import torch
 from fastcore.script import call_parse
 from fastfold.lab.bench import benchmark, without_norms
 from fastfold.core.record import Record
-from fastfold.core.recorder import record_pass
+from fastfold.core.passes import record_pass
 from fastfold.folder import BN_Folder
 from fastfold.report.palette import colors
 from fastfold.report.picture import card, write

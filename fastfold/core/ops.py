@@ -43,6 +43,7 @@ class OpRule:
     asks:bool=False # Does it only ask for what isn't in the values: a shape, a dtype?
     gives_numbers:bool=False # Does it give Python a size, or a value?
     exposes:bool=False # Does it let others write into the memory of what it is given?
+    by_order:bool=False # Does it depend on how memory is laid out?
 
     def __post_init__(self):
         if self.does and self.does not in WORDS: raise FoldError(
@@ -69,10 +70,11 @@ def rows(
 
 # %% ../../nbs/core/08_ops.ipynb #5b350eee
 _moves = (
-    rows(MOVES, memory=VIEW, examples=dict(
+    rows(MOVES, memory=VIEW, by_order=True, examples=dict(
         view=lambda x: x.view(*x.shape[:2], -1),
         view_as=lambda x: x.view_as(torch.empty(*x.shape, 1, dtype=x.dtype)),
-        unflatten=lambda x: x.unflatten(2, (2, -1)),
+        unflatten=lambda x: x.unflatten(2, (2, -1)))) |
+    rows(MOVES, memory=VIEW, examples=dict(
         transpose=lambda x: x.transpose(2, 3),
         permute=lambda x: x.permute(0, 1, 3, 2),
         swapaxes=lambda x: x.swapaxes(2, 3),
@@ -212,11 +214,14 @@ _metadata = """
 # answers that are numbers of Python's
 _numbers = 'shape size __len__ numel nelement item tolist numpy __array__ __float__ __int__ __index__'.split()
 # answers by which anyone may write into the memory, out of sight
+# answers that depend on how memory is laid out
+_of_order = 'stride is_contiguous storage_offset'.split()
 _exposing = 'numpy __array__ __dlpack__ untyped_storage storage _typed_storage data_ptr share_memory_ set_'.split()
 
 def _asked(name:str) -> OpRule:
     "Make the row of an operation that asks something of a tensor"
-    return OpRule(asks=name in _metadata, gives_numbers=name in _numbers, exposes=name in _exposing)
+    return OpRule(asks=name in _metadata, gives_numbers=name in _numbers, exposes=name in _exposing,
+        by_order=name in _of_order)
 
 # %% ../../nbs/core/08_ops.ipynb #f39d9078
 _asks = {f:_asked(name) for name in {*_metadata, *_numbers, *_exposing} for f in callables(name)}
@@ -225,4 +230,5 @@ _asks |= {Tensor.data.__set__: OpRule(exposes=True)} # type: ignore[attr-defined
 # %% ../../nbs/core/08_ops.ipynb #3c5088b0
 OPS:dict[Callable,OpRule] = { # operation -> its row
     **_asks, **_moves, **_sums, **_in_place, **_averages, **_extremes, **_attends,
-    **dict.fromkeys((torch.ravel, Tensor.ravel, Tensor.to), OpRule(memory=MAY_COPY))}
+    **dict.fromkeys((torch.ravel, Tensor.ravel, Tensor.to), OpRule(memory=MAY_COPY)),
+    **dict.fromkeys((torch.view_as_complex, torch.as_strided, Tensor.as_strided), OpRule(by_order=True))}

@@ -101,9 +101,12 @@ class Modes:
 
 # %% ../../nbs/core/07_state.ipynb #301c170e
 @contextmanager
-def kept(model:nn.Module) -> Iterator[Snapshot]:
+def kept(
+    model:nn.Module,
+    before:Snapshot|None=None # Of `model` as it is now, if there is one already
+) -> Iterator[Snapshot]:
     "Take back whatever happens to what `model` holds, and to random numbers; only parameters may not be written into"
-    with alone, pending(model, Modes()), pending(model, Snapshot(model)) as before: yield before
+    with alone, pending(model, Modes()), pending(model, before or Snapshot(model)) as now: yield now
 
 # %% ../../nbs/core/07_state.ipynb #ddcc67b9
 @contextmanager
@@ -116,15 +119,18 @@ def evaluating(model:nn.Module) -> Iterator[Snapshot]:
 
 # %% ../../nbs/core/07_state.ipynb #dd9be88e
 @contextmanager
-def guarded(model:nn.Module) -> Iterator[Snapshot]:
+def guarded(
+    model:nn.Module,
+    before:Snapshot|None=None # Of `model` as it is now, if there is one already
+) -> Iterator[Snapshot]:
     "Put `model` in evaluation, and leave no trace in it nor in its parameters; an error if a forward writes into those"
     names = {id(p):n for n,p in model.named_parameters()}
-    with torch.inference_mode(False), torch.no_grad(), kept(model) as before:
+    with torch.inference_mode(False), torch.no_grad(), kept(model, before) as now:
         seed_all()
-        with Guard(before, names) as guard:
+        with Guard(now, names) as guard:
             if any(m.training for m in model.modules()): model.eval()
             guard.refuse_from_now()
-            yield before
+            yield now
         guard.check()
 
 # %% ../../nbs/core/07_state.ipynb #649b10b4

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, Container
 import itertools, math
 import torch
 from torch import nn, Tensor
-from ..core.recorder import fresh, in_float64
+from ..core.passes import fresh, in_float64
 from ..core.holders import tensors_in
 from ..core.state import run
 from ..core.verify import disagreement

@@ -16,7 +16,7 @@ from typing import Any, Callable, Iterable, Iterator, NamedTuple
 import io, json, warnings
 import torch
 from torch import nn, Tensor
-from ..core.recorder import in_float64
+from ..core.passes import in_float64
 from ..core.holders import tensors_in
 from ..core.state import fixed_rng
 

@@ -11,6 +11,8 @@ import warnings
 from torch import nn
 from ..core.changes import applied, Change
 from ..core.inspect import Rules
+from ..core.questions import Questions
+from ..core.record import Pass
 from ..core.verify import Check, first_bad, Suspect
 from .obstacles import CannotMerge
 from .regions import finder_of
@@ -33,12 +35,13 @@ def without_wrong(
 ) -> tuple[list[Merge],list[Refusal],float|None]: # What is left, what is wrong, and how much the outputs still differ
     "Leave out one merge after the other until the outputs agree"
     refused = list[Refusal]()
-    def error(ms):
-        with applied(model, block_changes(model, ms)) as m: return check.error(m)
+    def results(ms):
+        with applied(model, block_changes(model, ms)) as m: return check.results(m)
     while merges:
-        err = error(merges)
-        if check.passes_as(err): return merges,refused,err
-        at = first_bad(len(merges), lambda n: check.passes_as(error(merges[:n])))
+        got = results(merges)
+        err = check.error(got)
+        if check.accepts(got): return merges,refused,err
+        at = first_bad(len(merges), lambda n: check.accepts(results(merges[:n])))
         wrong = Refusal(merges[at].region, CannotMerge('disagrees', err=err).reason)
         merges = merges[:at] + merges[at+1:]
         refused.append(wrong)
@@ -52,15 +55,17 @@ def merge_layers(
     kwargs:dict|None=None, # Keyword inputs
     rules:Rules=Rules(), # What is known of norms, layers and operations
     verify:bool=True, # Compare the outputs?
-    tol:float|None=None # Largest relative difference allowed; by default what rounding explains
+    tol:float|None=None, # Largest relative difference allowed; by default what rounding explains
+    questions:Questions|None=None, # Asked by the model in other passes
+    passes:list[Pass]|None=None # What it returns, to compare with; by default on the example batch
 ) -> Merged:
     "Find out which parallel layers of `model` become one, as far as one example batch shows"
-    finder = finder_of(model, args, kwargs, rules)
+    finder = finder_of(model, args, kwargs, rules, questions)
     merges,refused = find_merges(finder)
     err = None
     if merges and verify:
         layers = [o.func for m in merges for o in m.region.layers]
-        check = Check(model, finder.record.passes, [Suspect(layers, [])], tol)
+        check = Check(model, passes or finder.record.passes, [Suspect(layers, [])], tol)
         merges,wrong,err = without_wrong(model, merges, check)
         refused = refused + wrong
     return Merged(block_changes(model, merges), merges, refused, err)

@@ -33,7 +33,7 @@ def find_cuts(
     cuts,stay = dict[str,Merge](),dict[str,Reason]()
     main = plan.record.main
     if main:
-        finder = finder_of(plan.model, main.args, main.kwargs, plan.rules)
+        finder = finder_of(plan.model, main.args, main.kwargs, plan.rules, plan.record.questions)
         with evaluating(plan.model):
             for call in scale_calls(finder.record):
                 name = finder.params[call.param]

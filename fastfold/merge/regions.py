@@ -24,8 +24,9 @@ from ..core.rules import has_kind, LAYERS, rule_errors, rule_of
 from ..core.crossing import coefficients
 from ..core.inspect import Inspected, Inspector, is_leaf, Rules
 from ..core.ops import ADDS, MULTIPLIES
+from ..core.questions import Questions
 from ..core.record import Op, Value
-from ..core.recorder import record_pass
+from ..core.passes import record_pass
 from ..core.refusals import Refused
 from ..core.scales import per_channel, varies_along
 from .kernel import added, composed, identity_kernel, Kernel, kernel_of
@@ -86,6 +87,7 @@ class Finder(Inspected): # By the inspector, which knows the rules and what keep
     def kind(self, op:Op) -> str: # 'layer', 'pool', 'norm', 'sum', 'factor' or ''
         "Tell what `op` may be in a merged layer; '' if nothing"
         vs = self.values(op)
+        if any(q.is_open for q in op.numbers): return ''
         if len(op.outputs)!=1 or not vs: return ''
         dtypes = {v.dtype for v in vs + op.outputs}
         if len(dtypes)>1 or not vs[0].dtype.is_floating_point: return ''
@@ -100,12 +102,13 @@ def finder_of(
     model:nn.Module,
     args:tuple=(), # Positional inputs: one example batch
     kwargs:dict|None=None, # Keyword inputs
-    rules:Rules=Rules() # What is known of norms, layers and operations
+    rules:Rules=Rules(), # What is known of norms, layers and operations
+    questions:Questions|None=None # Asked by the model in other passes
 ) -> Finder:
     "Record a pass of `model`, to look for what can be changed in its forwards"
     known = {**rules.known, **POOLS}
     def is_whole(m): return is_leaf(m, known)
-    record = record_pass(model, args, kwargs, is_whole, rules.ops).record
+    record = record_pass(model, args, kwargs, is_whole, rules.ops, questions).record
     return Finder(Inspector(model, record, rules), is_whole)
 
 # %% ../../nbs/merge/03_regions.ipynb #2bd7df61

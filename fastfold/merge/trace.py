@@ -199,7 +199,7 @@ def noting(
     new,bind = as_module(block, {}, graph),signature(block.forward).bind
     def forward(*args, **kwargs):
         given = bind(*args, **kwargs).args
-        is_plain = all(isinstance(o, Tensor) or type(o) in (int,float) for o in tree_leaves(given))
+        is_plain = all(isinstance(o, (Tensor,int,float)) and not isinstance(o, bool) for o in tree_leaves(given))
         if not is_plain: raise TypeError('a trace has options as they were')
         return Noting(new, graph, note).run(*given)
     forward.looks_on = True # type: ignore[attr-defined]

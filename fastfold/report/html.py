@@ -13,7 +13,7 @@ from fastcore.xml import (B, Body, Code, Details, Div, FT, H1, Head, Html, Meta,
 from ..core.refusals import Reason
 from .palette import colors, marks
 from ..core.refusals import elide
-from .rows import FoldReport, FoldRow, MergeRow, by_reason, facts
+from .rows import FoldReport, FoldRow, MergeRow, batches_seen, by_reason, facts
 
 # %% ../../nbs/report/03_html.ipynb #de246ab4
 def mark(what:str) -> FT: # what: 'folded' or 'kept'
@@ -132,7 +132,8 @@ def report_tags(report:FoldReport) -> list[FT]:
     head = P(B(first), ' · ', ' · '.join(rest))
     norms = kept_tags(report.kept) + folded_tags(report.folded)
     sums = kept_tags(report.unmerged, 'not merged', of='sums') + merged_tags(report.merged)
-    return [head, *norms, *sums]
+    seen = [P(batches_seen(report).capitalize(), '.')] if report.batches else []
+    return [head, *seen, *norms, *sums]
 
 # %% ../../nbs/report/03_html.ipynb #04e76a67
 def report_html(report:FoldReport) -> str: # HTML without a page around it
