@@ -416,6 +416,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'fastfold/core/questions.py'),
                                          'fastfold.core.questions.Questions.begin': ( 'core/questions.html#questions.begin',
                                                                                       'fastfold/core/questions.py'),
+                                         'fastfold.core.questions.Questions.calculated': ( 'core/questions.html#questions.calculated',
+                                                                                           'fastfold/core/questions.py'),
                                          'fastfold.core.questions.Questions.end': ( 'core/questions.html#questions.end',
                                                                                     'fastfold/core/questions.py'),
                                          'fastfold.core.questions.Questions.given': ( 'core/questions.html#questions.given',

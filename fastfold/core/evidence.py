@@ -168,12 +168,13 @@ def follow_inputs(rec:Recorder, call:Pass) -> None:
     for args,kwargs in others: rec.attempt(call.name, args, kwargs)
 
 # %% ../../nbs/core/15_evidence.ipynb #2ca0ce34
-_wild:dict[type,list] = {int: [1000, 0, 3, 1, -2], float: [1000., -3.7, 0., 1.]} # the largest first: loops end there last
+_wild:dict[type,list] = {int: [1000, 0, 3, 1, -2], float: [1000., -3.7, 0., 1.]}
 
 def other_answers(q:Question) -> list[Any]:
     "List answers to try that a question has not had"
     if q.kind=='asks': return [o for o in (True,False) if o not in q.answers]
-    kinds = {type(o) for o in q.answers}
+    is_unheard = isinstance(q.at, tuple) and isinstance(q.at[0], str) # nothing was asked that could be answered
+    kinds = {type(o) for o in q.answers} if not is_unheard else set()
     return [o for k in kinds if q.kind=='lost' for o in _wild.get(k, ()) if o not in q.answers]
 
 # %% ../../nbs/core/15_evidence.ipynb #15d1d7b0

@@ -17,10 +17,12 @@ class FromInput:
     "A number that the input decides"
     questions:Any # The `Questions` that hear what becomes of it
     sources:frozenset[Hashable] # What it comes from
+    is_used = False # Has anything been seen to use it?
 
     @property
     def plain(self) -> Any:
         "Return it as an ordinary number, or string"
+        self.is_used = True
         base:Any = type(self).__mro__[2]
         return base.__str__(self) if base is str else base.__pos__(self)
 
@@ -49,7 +51,7 @@ def kept_by(f:Callable) -> Callable: # f: arithmetic of an ordinary number
     "Make arithmetic whose results remember where their numbers come from"
     def _f(self, *others):
         res = f(self.plain, *map(without_sources, others))
-        return self.questions.marked(res, sources_of(self, *others))
+        return self.questions.calculated(res, sources_of(self, *others))
     return _f
 
 # %% ../../nbs/core/09_numbers.ipynb #6a5366c6

@@ -98,12 +98,15 @@ class Questions:
         self.is_running = True
         self.batch = batch
         self.times:Counter = Counter()
+        self.made:list[tuple[FromInput,Asker]] = [] # Numbers that were calculated
         self.news:list[Callable[[],Any]] = []
         self.forced = forced or {}
         self.was_forced:list[tuple[Question,Any]] = []
 
     def end(self, is_taken:bool=True) -> None: # Did the model take its input?
         "End a pass"
+        for n,by in self.made:
+            if not n.is_used: self.note('lost', by.where, ('calculated', by.at), n.sources, n.plain)
         for note in self.news if is_taken else (): note()
         if is_taken: self.batches.add(self.batch)
         self.is_running = False
@@ -158,6 +161,12 @@ class Questions:
             self.news.append(lambda: q.tried.add(answer))
         return answer
 
+    def calculated(self, res:Any, sources:frozenset[Hashable]) -> Any:
+        "Return the numbers `res`, which were calculated, so that they remember their `sources`"
+        marked = self.marked(res, sources)
+        if self.is_running and isinstance(marked, FromInput): self.made.append((marked, self.here()))
+        return marked
+
     def ask(self, sources:frozenset[Hashable], answer:bool, by:Asker|None=None) -> bool: # The answer to give
         "Note a question that decides about the way to go"
         return self.answer('asks', by or self.here(), sources, answer) if self.is_running else answer
@@ -190,7 +199,7 @@ class Questions:
         if not self.is_running: return
         by = self.here()
         sources, = self.size_sources(by, n)
-        self.note('lost', by.where, by.at, sources, n)
+        self.note('lost', by.where, ('parted', by.at), sources, n)
 
     def value_source(self, by:Asker) -> frozenset[Hashable]:
         "Return the source of what is in a tensor, which a module asks for; other inputs have other values there"
