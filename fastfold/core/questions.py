@@ -24,7 +24,7 @@ _enough = dict(asks=2, number=2, lost=3, option=2, caught=2) # Different answers
 @dataclass(eq=False)
 class Question:
     "Hold what a module asked of its input, and what it was told"
-    questions:'Questions'=field(repr=False)
+    questions:Any=field(repr=False) # The `Questions` that it is one of
     where:str # Name of the module that asked
     kind:str # 'asks', 'number', 'lost', 'option' or 'caught'
     at:Hashable=field(default=None, repr=False) # When
