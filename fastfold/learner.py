@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from inspect import signature
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 from warnings import warn
 from fastcore.basics import patch
 from fastcore.meta import delegates
@@ -18,6 +18,7 @@ from fastai.callback.core import Callback
 from fastai.imports import noop
 from fastai.learner import Learner
 from fastai.torch_core import get_model, rank_distrib
+from .core.passes import further, Inputs
 from .core.record import Pass
 from .core.refusals import FoldError
 from .core.passes import ExampleError
@@ -64,12 +65,14 @@ def check_options(
 def folder_with(
     refresh_bn:int=0, # As for `learn.fold`
     normalize:bool=False, # As for `learn.fold`
+    others:Iterable[Inputs]=(), # As for `learn.fold`; only looked at
     **kwargs # Options of `BN_Folder`
 ) -> BN_Folder:
     "Make a folder with the options of `learn.fold`, if these can be used"
     check_options(Learner.fold, kwargs) # type: ignore[attr-defined]
     if type(refresh_bn) is not int or refresh_bn<0: raise FoldError(
         f"refresh_bn={refresh_bn!r}: give a number of training batches, such as refresh_bn=50")
+    further(others)
     cls = NormalizeFolder if normalize else BN_Folder
     return cls(**kwargs)
 
@@ -88,17 +91,18 @@ def fold_with(
     learn:Learner, # Not folded
     folder:BN_Folder,
     xb:tuple, # Inputs of one example batch; if empty, it comes from the loaders of `learn`
-    refresh_bn:int # Training batches to take statistics from
+    refresh_bn:int, # Training batches to take statistics from
+    others:Iterable[Inputs]=() # Further examples
 ) -> FoldReport:
     "Fold the model of `learn` in place with `folder`, and remember that"
     claim_data(learn, folder)
     model = get_model(learn.model)
     statistics = refreshed(learn, refresh_bn)
     example = xb or example_batch(learn)
-    again = partial(fold_with, folder=folder, xb=xb, refresh_bn=refresh_bn)
+    again = partial(fold_with, folder=folder, xb=xb, refresh_bn=refresh_bn, others=others)
     with remembered(learn, LastFold(folder, again)), shown(folder, learn):
         folder._keep(model, statistics)
-        folder.fold(model, *example, inplace=True)
+        folder.fold(model, *example, others=others, inplace=True)
     if folder.changes==statistics: folder.unfold() # nothing was folded
     assert folder.report
     return folder.report
@@ -110,15 +114,16 @@ def fold(self:Learner,
     *xb, # Inputs of one example batch; two items of the validation set by default
     refresh_bn:int=0, # If any, take the running statistics anew from so many batches of the training set
     normalize:bool=False, # Also fold the `Normalize` of `dls` into the first layers? Loaders then leave it to the model
+    others:Iterable[Inputs]=(), # Further examples beside those that the data give: tuples of inputs
     **kwargs
 ) -> FoldReport: # What was folded, what was kept, and why
     "Fold the norms of the model, until it is trained on or `unfold`ed"
     look_after(self, export=around_export)
-    asks_for_more = xb or refresh_bn or normalize or kwargs
+    asks_for_more = xb or others or refresh_bn or normalize or kwargs
     if self.is_folded and not asks_for_more: return self.fold_report
-    folder = folder_with(refresh_bn, normalize, **kwargs)
+    folder = folder_with(refresh_bn, normalize, others, **kwargs)
     self.unfold()
-    return fold_with(self, folder, xb, refresh_bn)
+    return fold_with(self, folder, xb, refresh_bn, others)
 
 # %% ../nbs/02_learner.ipynb #a4c546bc
 @patch

@@ -8,7 +8,7 @@ __all__ = ['fold_norm', 'own_name', 'place_of', 'changes_in', 'NormFold', 'fold_
 
 # %% ../../nbs/training/05_normalize.ipynb #8ef3b7f7
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Iterable
 from weakref import finalize, WeakSet
 import warnings
 import torch
@@ -19,6 +19,7 @@ from ..core.refusals import FoldError
 from ..core.rules import NormRule
 from ..core.changes import Change, revert
 from ..core.example import inferred
+from ..core.passes import Inputs
 from ..core.refusals import Both, Reason, Text
 from ..folder import BN_Folder, by_itself, parameter_count
 from ..report.rows import FoldReport, FoldRow
@@ -210,6 +211,7 @@ class NormalizeFolder(BN_Folder):
         model:nn.Module, # Changed in place, as the data are
         *xb:Any, # Positional inputs of one example batch, normalized; inferred from the first layer if there are none
         kw:dict|None=None, # Keyword inputs
+        others:Iterable[Inputs]=(), # Further examples
         inplace:bool=True # It can't be otherwise
     ) -> nn.Module: # `model`
         "Fold the normalization of the data into `model`, and every norm that has an exact home"
@@ -221,7 +223,7 @@ class NormalizeFolder(BN_Folder):
             revert(model, self.changes[len(held):])
             self.changes = held
         self._keep(model, first.changes)
-        with undone_on_failure(take_back): BN_Folder.fold(self, model, *first.xb, kw=kw, inplace=inplace)
+        with undone_on_failure(take_back): BN_Folder.fold(self, model, *first.xb, kw=kw, others=others, inplace=inplace)
         assert self.report
         errors = [o.max_err for o in (first.report, self.report) if o and o.max_err is not None]
         rows = first.rows + self.report.rows
