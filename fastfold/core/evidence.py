@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Axis', 'Length', 'about_half', 'half', 'slightly_more', 'more', 'double', 'few_items', 'rather_half', 'Change',
            'axis_groups', 'with_length', 'resized', 'is_likely_free', 'sizes_to_try', 'tensors_of', 'with_tensors',
-           'follow_sizes', 'follow_values', 'alternatives', 'other_lists', 'other_inputs', 'other_options',
-           'other_tensors', 'follow_inputs', 'other_answers', 'untried', 'other_sizes', 'follow_answers',
-           'follow_again', 'follow_rarer', 'mirrored', 'another_batch', 'gather']
+           'follow_sizes', 'follow_values', 'of_other_type', 'follow_types', 'alternatives', 'other_lists',
+           'other_inputs', 'other_options', 'other_tensors', 'follow_inputs', 'other_answers', 'untried', 'other_sizes',
+           'follow_answers', 'follow_again', 'follow_rarer', 'mirrored', 'another_batch', 'gather']
 
 # %% ../../nbs/core/15_evidence.ipynb #c79872cf
 from inspect import Parameter, signature
@@ -115,6 +115,18 @@ def follow_values(rec:Recorder, call:Pass) -> None:
     for f in _changes:
         args,kwargs = with_tensors(call, [f(t) if t.is_floating_point() else t.flip(-1) if t.ndim else t for t in ts])
         rec.attempt(call.name, args, kwargs)
+
+# %% ../../nbs/core/15_evidence.ipynb #313bd781
+def of_other_type(t:Tensor) -> Tensor:
+    "Return `t` in whole numbers up to 255 if it is in fractions, and the other way round"
+    return (255*t.abs()).clamp(max=255).to(torch.uint8) if t.is_floating_point() else t.to(torch.get_default_dtype())
+
+# %% ../../nbs/core/15_evidence.ipynb #bcafd337
+def follow_types(rec:Recorder, call:Pass) -> None:
+    "Follow a batch of other dtypes, if the model asks for them"
+    if not rec.questions.asks_for_types: return
+    args,kwargs = with_tensors(call, list(map(of_other_type, tensors_of(call))))
+    rec.attempt(call.name, args, kwargs)
 
 # %% ../../nbs/core/15_evidence.ipynb #d6d5e3de
 def alternatives(o:Any) -> list[Any]:
@@ -251,6 +263,7 @@ def gather(rec:Recorder, call:Pass) -> None: # call: that the model takes
     follow_sizes(rec, call)
     follow_inputs(rec, call)
     follow_values(rec, call)
+    follow_types(rec, call)
     follow_again(rec, call)
     follow_rarer(rec, call)
     follow_answers(rec)

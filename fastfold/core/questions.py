@@ -89,6 +89,7 @@ class Questions:
         self.told:dict[Hashable,set] = {} # source -> the numbers that it was
         self.told_on:dict[Hashable,set] = {} # source -> the batches on which it was asked for
         self.batches:set[Hashable] = set() # All that the model took
+        self.asks_for_types = False # Does anything ask for the dtype of a tensor?
         self.call:tuple[str,int] = ('', 0) # The module that is running, and the number of its call
         self.is_running = False # Is a pass running?
         self.is_marking = True # Does the model take numbers that remember where they come from?

@@ -39,6 +39,7 @@ def func_name(func:Callable) -> str:
 # %% ../../nbs/core/13_recorder.ipynb #f7119624
 _numbers = (int,float,complex,list,np.ndarray)
 _states = 'requires_grad','is_contiguous' # answers that another call may get otherwise
+_types = 'dtype','is_floating_point','is_complex'
 
 class FunctionRecorder:
     "Write down calls of torch functions in a `Record`"
@@ -99,6 +100,7 @@ class FunctionRecorder:
 
     def answered(self, op:Op, out:Any) -> Any: # `out`, with numbers that remember where they come from
         "Note what `op`, which made no tensor, tells of its inputs"
+        if op.name in _types and any(v.from_input for v in op.inputs): self.questions.asks_for_types = True
         is_told = op.rule.gives_numbers or not op.rule.asks and isinstance(out, _numbers) or op.name in _states
         if not is_told or not any(v.from_input for v in op.inputs): return out
         qs,by = self.questions,self.questions.here()
