@@ -1212,7 +1212,7 @@ def test_numbers_from_the_input():
         keeps(model, images, others=[(batch(2, 4, 8, 8),)])
     def constants(s, x): return s.bn(s.conv(x)*2/3-1).relu()
     def flat(s, x): return constants(s, x).reshape(x.shape[0], -1)
-    folds(Net(flat, conv=nn.Sequential(conv(), nn.Identity()), bn=nn.BatchNorm2d(4)), images, n=0)
+    folds(Net(flat, conv=nn.Sequential(conv(), nn.Identity()), bn=nn.BatchNorm2d(4)), images)
     net = Net(constants, conv=conv(), bn=nn.BatchNorm2d(4))
     folds(Net(lambda s,x: s.net(x).reshape(x.shape[0], -1), net=net), images)
 
@@ -1232,7 +1232,7 @@ def test_attributes_set_in_forward():
     model = Net(plain, conv=conv(), bn=hyper)
     keeps(model, images, batch(3, 4, 2, 2), why=why, others=[(images, batch(3, 4, 2, 2, seed=1))])
     for f in eps, padding:
-        keeps(Net(f, conv=conv(), bn=nn.BatchNorm2d(4)), images, why=why, others=[(batch(1, 4, 9, 9),)])
+        keeps(Net(f, conv=conv(), bn=nn.BatchNorm2d(4)), images, others=[(batch(1, 4, 9, 9),)])
 
 def test_type_reads():
     def f(s, x): return s.bn(s.conv(x)) * s.conv.weight.type(torch.float32).norm().double()

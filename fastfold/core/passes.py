@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Inputs', 'each_tensor', 'in_float64', 'is_sentinel', 'fresh', 'warm_up', 'refuses', 'Recorder', 'ExampleError',
-           'first_pass', 'record_pass', 'further']
+           'is_true_to', 'first_pass', 'record_pass', 'further']
 
 # %% ../../nbs/core/14_passes.ipynb #63d7bcbf
 from copy import deepcopy
 from dis import opname
 from functools import cache
 from typing import Any, Callable, Iterable
+import torch
 from torch import nn, Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only, tree_unflatten
 from .holders import tensors_in
@@ -21,7 +22,8 @@ from .record import Pass
 from .recorder import Dispatched, Functions, is_hooked, ModuleRecorder, modules_watched
 from .refusals import FoldError
 from .snapshot import Snapshot
-from .state import guarded
+from .source import asks_for_bools
+from .state import guarded, run
 
 # %% ../../nbs/core/14_passes.ipynb #7ca65af0
 def each_tensor(f:Callable[[Tensor],Tensor], trees:Any) -> Any:
@@ -129,6 +131,17 @@ class Recorder(ModuleRecorder):
 class ExampleError(FoldError):
     "Refuse an example batch that the model can't run on; its own error is the cause"
 
+# %% ../../nbs/core/14_passes.ipynb #22fb85d4
+def is_true_to(call:Pass, model:nn.Module) -> bool: # call: in which numbers and flags were marked
+    "Tell whether `model` does the same with ordinary numbers and flags, if there are any among its inputs"
+    leaves,_ = tree_flatten((call.args, call.kwargs))
+    if not any(isinstance(o, (bool,int,float,str)) for o in leaves): return True
+    a,b = tensors_in(call.result),tensors_in(run(model, *fresh(call.args, call.kwargs)))
+    def is_same(s, t):
+        if not s.is_floating_point(): return torch.equal(s, t)
+        return s.shape==t.shape and torch.allclose(s, t, equal_nan=True)
+    return len(a)==len(b) and all(map(is_same, a, b))
+
 # %% ../../nbs/core/14_passes.ipynb #064ae1eb
 def first_pass(
     model:nn.Module,
@@ -142,9 +155,12 @@ def first_pass(
         rec.questions.is_marking,rec.is_warm = is_marking,is_warm
         rec.follow('', args, kwargs)
         return rec
-    try: rec = follow(is_marking=True, is_warm=True)
+    classes:set[Any] = {type(m) for m in model.modules()}
+    takes_marks = not any(map(asks_for_bools, classes))
+    try: rec = follow(is_marking=takes_marks, is_warm=True)
     except FoldError: raise
     except Exception: rec = follow(is_marking=False, is_warm=True)
+    if rec.questions.is_marking and not is_true_to(rec.record.passes[0], model): rec = follow(False, is_warm=True)
     return rec if rec.is_warm else follow(rec.questions.is_marking, is_warm=False)
 
 # %% ../../nbs/core/14_passes.ipynb #aedd3b57

@@ -33,13 +33,22 @@ class Question:
     sources:set[Hashable]=field(default_factory=set, repr=False)
     answers:set[Any]=field(default_factory=set)
     tried:set[Any]=field(default_factory=set, repr=False) # Answers that were given whatever was true
+    attempted:set[Any]=field(default_factory=set, repr=False) # The same, and those that the model failed on
 
     @property
     def is_open(self) -> bool:
         "Tell whether an input may bring an answer that has not been seen"
         if not self.questions.vary(self.sources): return False
-        if self.kind=='lost' and self.is_of_values: return len(self.tried)<2
+        if self.kind=='lost':
+            if not self.questions.is_marking: return True
+            is_tried = len(self.tried)>1 or not self.is_of_values and (self.is_unheard or len(self.attempted)>1)
+            return not is_tried or len(self.answers)<_enough['lost']
         return len(self.answers)<_enough[self.kind] and 'a tensor' not in self.answers
+
+    @property
+    def is_unheard(self) -> bool:
+        "Tell whether nothing was asked that another answer could be given to"
+        return isinstance(self.at, tuple) and isinstance(self.at[0], str)
 
     @property
     def is_of_values(self) -> bool:

@@ -90,6 +90,9 @@ class FunctionRecorder:
             self.finish(op, made)
             if isinstance(out, (tuple,list)) and any(v.from_input for v in op.outputs): self.questions.parted(len(out))
             return out if made or op.is_layer else self.answered(op, out)
+        except Exception:
+            self.questions.wonder('caught', 'errors', None) # counts if somebody catches it, so that the pass goes on
+            raise
         finally: self.op = None
 
     def note_arguments(self, op:Op, args:tuple, kwargs:dict) -> None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['own_methods', 'names_in', 'names_read', 'source_of', 'is_whole_call', 'uses_of', 'is_called', 'names_tested',
-           'tested', 'catches']
+           'tested', 'asks_for_bools', 'catches']
 
 # %% ../../nbs/core/11_source.ipynb #23055377
 from collections import defaultdict
@@ -70,19 +70,37 @@ def is_called(parent:nn.Module, name:str) -> bool:
 # %% ../../nbs/core/11_source.ipynb #9cfb6c32
 def names_tested(test:ast.AST) -> set[str]: # test: a condition
     "List the variables whose truth or identity decides about `test`; not those whose size or content does"
+    def among(*nodes): return set[str]().union(*map(names_tested, nodes))
     if isinstance(test, ast.Name): return {test.id}
     if isinstance(test, ast.UnaryOp): return names_tested(test.operand)
-    if isinstance(test, ast.BoolOp): return set[str]().union(*map(names_tested, test.values))
-    if isinstance(test, ast.Compare): return set[str]().union(*map(names_tested, (test.left, *test.comparators)))
+    if isinstance(test, ast.NamedExpr): return names_tested(test.value)
+    if isinstance(test, ast.BoolOp): return among(*test.values)
+    if isinstance(test, ast.Compare): return among(test.left, *test.comparators)
+    if isinstance(test, ast.Call) and isinstance(test.func, ast.Name): return among(*test.args) # it may ask itself
     return set()
 
 # %% ../../nbs/core/11_source.ipynb #d0fcb4d7
 @cache
 def tested(cls:type) -> set[str]:
-    "List the variables that the methods of `cls` decide by"
+    "List the variables that the methods of `cls` decide by, or hand to a function that may"
     nodes = source_of(cls) or []
-    tests = [n.test for n in nodes if isinstance(n, (ast.If,ast.IfExp,ast.While,ast.Assert))]
+    tests:list[ast.AST] = [n.test for n in nodes if isinstance(n, (ast.If,ast.IfExp,ast.While,ast.Assert))]
+    tests += [n.subject for n in nodes if isinstance(n, ast.Match)]
+    tests += [n for n in nodes if isinstance(n, (ast.BoolOp,ast.Compare,ast.Call))]
     return set[str]().union(*map(names_tested, tests))
+
+# %% ../../nbs/core/11_source.ipynb #9f806f97
+@cache
+def asks_for_bools(cls:type) -> bool:
+    "Tell whether a method of `cls` asks whether something is a bool, or of one type and no other"
+    def is_bool(n): return isinstance(n, ast.Constant) and isinstance(n.value, bool)
+    def names(n): return {o.id for o in ast.walk(n) if isinstance(o, ast.Name)}
+    nodes = source_of(cls) or []
+    compared = [c for n in nodes if isinstance(n, ast.Compare) for c in (n.left, *n.comparators)]
+    calls = [n for n in nodes if isinstance(n, ast.Call)]
+    asks = [n for n in calls if getattr(n.func, 'id', '')=='isinstance' and 'bool' in names(n)]
+    types = [n for n in compared if isinstance(n, ast.Call) and getattr(n.func, 'id', '')=='type']
+    return any(map(is_bool, compared)) or bool(asks or types)
 
 # %% ../../nbs/core/11_source.ipynb #d1e586df
 @cache

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IsLeaf', 'reserved', 'module_state', 'is_same_state', 'BlockTracer', 'asks_for_types', 'calls_of', 'depends_on_none',
            'taken_names', 'left_out', 'no_autocast', 'check_signature', 'traced', 'is_drop', 'as_module', 'plain',
-           'Noting', 'noting', 'comparable', 'same_values']
+           'Noting', 'is_flag', 'noting', 'comparable', 'same_values']
 
 # %% ../../nbs/merge/04_trace.ipynb #12d44f07
 from contextlib import contextmanager
@@ -20,6 +20,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves
 from ..core.rules import find
 from ..core.example import Tracer
+from ..core.numbers import FromInput
 from ..core.record import Record, Value
 from ..core.recorder import is_torch_own
 from ..core.refusals import Refused, short_message
@@ -186,6 +187,12 @@ class Noting(fx.Interpreter):
         if isinstance(res, Tensor) and n.op!='output': self.note(n, res)
         return res
 
+# %% ../../nbs/merge/04_trace.ipynb #75e1569e
+def is_flag(o:Any) -> bool:
+    "Tell whether `o` is a bool, or a number that stands for one"
+    if not isinstance(o, FromInput): return isinstance(o, bool)
+    return any(isinstance(v, bool) for s in o.sources for v in o.questions.told.get(s, ()))
+
 # %% ../../nbs/merge/04_trace.ipynb #ad7f7f27
 @contextmanager
 def noting(
@@ -199,7 +206,7 @@ def noting(
     new,bind = as_module(block, {}, graph),signature(block.forward).bind
     def forward(*args, **kwargs):
         given = bind(*args, **kwargs).args
-        is_plain = all(isinstance(o, (Tensor,int,float)) and not isinstance(o, bool) for o in tree_leaves(given))
+        is_plain = all(isinstance(o, (Tensor,int,float)) and not is_flag(o) for o in tree_leaves(given))
         if not is_plain: raise TypeError('a trace has options as they were')
         return Noting(new, graph, note).run(*given)
     forward.looks_on = True # type: ignore[attr-defined]
