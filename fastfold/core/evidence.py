@@ -125,7 +125,9 @@ def of_other_type(t:Tensor) -> Tensor:
 # %% ../../nbs/core/15_evidence.ipynb #bcafd337
 def follow_types(rec:Recorder, call:Pass) -> None:
     "Follow a batch of other dtypes, if the model asks for them"
-    if not rec.questions.asks_for_types: return
+    given = [v for calls in rec.record.calls.values() for o in calls for v in o.inputs if v.producer is None]
+    takes_them_as_they_are = any(v.from_input for v in given)
+    if takes_them_as_they_are or not rec.questions.asks_for_types: return
     args,kwargs = with_tensors(call, list(map(of_other_type, tensors_of(call))))
     rec.attempt(call.name, args, kwargs)
 
