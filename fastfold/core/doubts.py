@@ -7,7 +7,7 @@ __all__ = ['readers', 'doubts']
 
 # %% ../../nbs/core/17_doubts.ipynb #956e33c8
 from typing import Any
-from .questions import Question
+from .answers import Question
 from .record import Record
 from .source import names_read
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn, Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from .passes import fresh, Recorder
-from .questions import Question
+from .answers import Question
 from .record import Pass
 from .recorder import arguments
 from .source import tested

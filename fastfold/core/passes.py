@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_map_only, tree_unfl
 from .holders import tensors_in
 from .ops import OpRule, OPS
 from .numbers import math_watched
-from .questions import Moment, Questions
+from .answers import Moment, Questions
 from .record import Pass
 from .recorder import Dispatched, Functions, is_hooked, ModuleRecorder, modules_watched
 from .refusals import FoldError

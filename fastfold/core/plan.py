@@ -16,7 +16,7 @@ from .evidence import gather, tensors_of
 from .example import examples, follow_rest
 from .inspect import Inspected, Inspector, Rules
 from .passes import ExampleError, record_pass, Recorder
-from .questions import Questions
+from .answers import Questions
 from .record import Op, Pass, Record
 from .refusals import CannotFold, FoldError, neither, Reason, reason, Refused
 from .scales import show_scales

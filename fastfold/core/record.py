@@ -17,7 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from .holders import tensors_in
 from .ops import OpRule, UNKNOWN
 from .numbers import FromInput, without_sources
-from .questions import Question, Questions
+from .answers import Question, Questions
 from .refusals import ESCAPES, Mention, Reason, reason
 
 # %% ../../nbs/core/12_record.ipynb #78d2e3a3

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils._pytree import tree_leaves
 from .ops import OpRule, OPS, UNKNOWN
 from .numbers import FromInput
-from .questions import Questions
+from .answers import Questions
 from .record import new_record, Op, storage_of, Value, Values
 from .holders import tensors_in
 from .source import catches, tested

@@ -11,7 +11,7 @@ import warnings
 from torch import nn
 from ..core.changes import applied, Change
 from ..core.inspect import Rules
-from ..core.questions import Questions
+from ..core.answers import Questions
 from ..core.record import Pass
 from ..core.verify import Check, first_bad, Suspect
 from .obstacles import CannotMerge

@@ -24,7 +24,7 @@ from ..core.rules import has_kind, LAYERS, rule_errors, rule_of
 from ..core.crossing import coefficients
 from ..core.inspect import Inspected, Inspector, is_leaf, Rules
 from ..core.ops import ADDS, MULTIPLIES
-from ..core.questions import Questions
+from ..core.answers import Questions
 from ..core.record import Op, Value
 from ..core.passes import record_pass
 from ..core.refusals import Refused
