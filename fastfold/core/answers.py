@@ -139,7 +139,8 @@ class Questions:
 
     def note(self, kind:str, where:str, at:Hashable, sources:frozenset[Hashable], answer:Any) -> Question:
         "Note an answer"
-        q = self.asked.setdefault((kind, where, at), Question(self, where, kind, at, self.forced, self.batch))
+        q = self.asked.get((kind, where, at))
+        if q is None: q = self.asked[kind,where,at] = Question(self, where, kind, at, self.forced, self.batch)
         def note():
             q.sources |= sources
             q.answers.add(answer)

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['Axis', 'Length', 'about_half', 'half', 'slightly_more', 'more', 'double', 'over_double', 'few_items', 'rather_half',
-           'Change', 'axis_groups', 'with_length', 'resized', 'is_likely_free', 'sizes_to_try', 'tensors_of',
-           'with_tensors', 'follow_sizes', 'follow_values', 'of_other_type', 'follow_types', 'alternatives',
-           'other_lists', 'other_inputs', 'other_options', 'other_tensors', 'follow_inputs', 'other_answers', 'untried',
-           'other_sizes', 'follow_answers', 'follow_again', 'follow_rarer', 'mirrored', 'another_batch', 'gather']
+           'Change', 'axis_groups', 'with_length', 'resized', 'is_likely_free', 'changeable', 'to', 'sizes_to_try',
+           'tensors_of', 'with_inputs', 'with_tensors', 'follow_sizes', 'follow_values', 'of_other_type',
+           'follow_types', 'alternatives', 'other_lists', 'other_inputs', 'other_options', 'other_tensors',
+           'follow_inputs', 'other_answers', 'untried', 'other_sizes', 'follow_answers', 'follow_again', 'follow_rarer',
+           'mirrored', 'another_batch', 'gather']
 
 # %% ../../nbs/core/15_evidence.ipynb #c79872cf
-from inspect import Parameter, signature
+from dataclasses import replace
+from inspect import Parameter
 from typing import Any, Callable, Generator, Iterable, Iterator
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from .passes import fresh, Recorder
 from .answers import Question
 from .record import Pass
-from .recorder import arguments
+from .recorder import arguments, parameters_of
 from .source import tested
 from .state import run
 
@@ -65,19 +67,28 @@ def is_likely_free(ts:list[Tensor], group:list[Axis]) -> bool:
     "Tell whether the axes of `group` look as if they could have any length: of pixels, of words, or of steps"
     return all(d>1 or d==1 and not ts[i].is_floating_point() for i,d in group)
 
+# %% ../../nbs/core/15_evidence.ipynb #dbe6bb50
+def changeable(ts:list[Tensor]) -> tuple[list[list[Axis]],list[list[Axis]]]:
+    "Group the axes of items in `ts`, and those that are likely to be free"
+    groups = axis_groups(ts)
+    return [g for g in groups if g[0][1]==0],[g for g in groups if is_likely_free(ts, g)]
+
+# %% ../../nbs/core/15_evidence.ipynb #6ab2e368
+def to(length:Length, groups:list[list[Axis]]) -> list[Change]:
+    "Change all of `groups` in the same way"
+    return [(g, length) for g in groups]
+
 # %% ../../nbs/core/15_evidence.ipynb #3c9b6027
 def sizes_to_try(ts:list[Tensor]) -> Generator[list[Change],bool|None,None]:
     "List what to change about `ts`, the likeliest first; send True when that was taken"
-    groups = axis_groups(ts)
-    items:list[Change] = [(g, few_items) for g in groups if g[0][1]==0]
-    free = [g for g in groups if is_likely_free(ts, g)]
+    items,free = changeable(ts)
     is_taken:bool|None = False
     for f in (about_half, half, slightly_more, more, double) if free else (about_half,):
-        if items or free: is_taken = yield [*items, *((g, f) for g in free)]
+        if items or free: is_taken = yield to(few_items, items) + to(f, free)
         if is_taken: break
-    for g in groups:
-        is_done = is_taken and (g in free or g[0][1]==0)
-        lengths = () if is_done else (few_items, double) if g[0][1]==0 else (about_half, double)
+    for g in axis_groups(ts):
+        is_done = is_taken and (g in free or g in items)
+        lengths = () if is_done else (few_items, double) if g in items else (about_half, double)
         for f in lengths[:1] if is_taken else lengths:
             if (yield [(g, f)]): break
 
@@ -87,12 +98,17 @@ def tensors_of(call:Pass) -> list[Tensor]: # Each once
     leaves,_ = tree_flatten((call.args, call.kwargs))
     return list({id(o):o for o in leaves if isinstance(o, Tensor)}.values())
 
+# %% ../../nbs/core/15_evidence.ipynb #c950fc48
+def with_inputs(call:Pass, inputs:tuple[tuple,dict[str,Any]]) -> Pass: # inputs: positional ones, and others by name
+    "Return `call` with other inputs, and without a result"
+    return replace(call, args=inputs[0], kwargs=inputs[1], result=None)
+
 # %% ../../nbs/core/15_evidence.ipynb #0406ac0e
-def with_tensors(call:Pass, ts:list[Tensor]) -> tuple[tuple,dict[str,Any]]: # Positional and keyword inputs
-    "Return the inputs of `call` with `ts` in place of its tensors, in order"
+def with_tensors(call:Pass, ts:list[Tensor]) -> Pass: # Without a result
+    "Return `call` with `ts` in place of its tensors, in order"
     leaves,form = tree_flatten((call.args, call.kwargs))
     new = dict(zip(map(id, tensors_of(call)), ts))
-    return tree_unflatten([new.get(id(o), o) for o in leaves], form)
+    return with_inputs(call, tree_unflatten([new.get(id(o), o) for o in leaves], form))
 
 # %% ../../nbs/core/15_evidence.ipynb #79ac502d
 def follow_sizes(rec:Recorder, call:Pass) -> None:
@@ -103,8 +119,7 @@ def follow_sizes(rec:Recorder, call:Pass) -> None:
     while True:
         try: changes = tries.send(is_taken)
         except StopIteration: return
-        args,kwargs = with_tensors(call, resized(ts, changes))
-        is_taken = rec.attempt(call.name, args, kwargs)
+        is_taken = rec.attempt(with_tensors(call, resized(ts, changes)))
 
 # %% ../../nbs/core/15_evidence.ipynb #1888c18c
 _changes:list[Callable[[Tensor],Tensor]] = [lambda x: 4*x, lambda x: x+1, lambda x: -x, torch.zeros_like]
@@ -114,8 +129,8 @@ def follow_values(rec:Recorder, call:Pass) -> None:
     if not rec.questions.asks_for_values: return
     ts = tensors_of(call)
     for f in _changes:
-        args,kwargs = with_tensors(call, [f(t) if t.is_floating_point() else t.flip(-1) if t.ndim else t for t in ts])
-        rec.attempt(call.name, args, kwargs)
+        changed = [f(t) if t.is_floating_point() else t.flip(-1) if t.ndim else t for t in ts]
+        rec.attempt(with_tensors(call, changed))
 
 # %% ../../nbs/core/15_evidence.ipynb #313bd781
 def of_other_type(t:Tensor) -> Tensor:
@@ -125,11 +140,10 @@ def of_other_type(t:Tensor) -> Tensor:
 # %% ../../nbs/core/15_evidence.ipynb #bcafd337
 def follow_types(rec:Recorder, call:Pass) -> None:
     "Follow a batch of other dtypes, if the model asks for them"
+    if not rec.questions.asks_for_types: return
     given = [v for calls in rec.record.calls.values() for o in calls for v in o.inputs if v.producer is None]
     takes_them_as_they_are = any(v.from_input for v in given)
-    if takes_them_as_they_are or not rec.questions.asks_for_types: return
-    args,kwargs = with_tensors(call, list(map(of_other_type, tensors_of(call))))
-    rec.attempt(call.name, args, kwargs)
+    if not takes_them_as_they_are: rec.attempt(with_tensors(call, list(map(of_other_type, tensors_of(call)))))
 
 # %% ../../nbs/core/15_evidence.ipynb #d6d5e3de
 def alternatives(o:Any) -> list[Any]:
@@ -141,46 +155,45 @@ def alternatives(o:Any) -> list[Any]:
     return []
 
 # %% ../../nbs/core/15_evidence.ipynb #27a59f70
-def other_lists(call:Pass) -> Iterator[tuple[tuple,dict[str,Any]]]: # Positional and keyword inputs
-    "Make inputs like those of `call` whose lists are shorter or longer"
+def other_lists(call:Pass) -> Iterator[Pass]: # Without results
+    "Make calls like `call` whose lists are shorter or longer"
     for i,o in enumerate(call.args):
         if not isinstance(o, list) or not o: continue
         for new in o[:-1], o + o[:1]:
-            yield (*call.args[:i], new, *call.args[i+1:]),call.kwargs
+            yield with_inputs(call, ((*call.args[:i], new, *call.args[i+1:]), call.kwargs))
 
 # %% ../../nbs/core/15_evidence.ipynb #d78b0767
-def other_inputs(call:Pass) -> Iterator[tuple[tuple,dict[str,Any]]]: # Positional and keyword inputs
-    "Make inputs like those of `call` with other numbers, flags and lists"
+def other_inputs(call:Pass) -> Iterator[Pass]: # Without results
+    "Make calls like `call` with other numbers, flags and lists"
     leaves,form = tree_flatten((call.args, call.kwargs))
     for i,o in enumerate(leaves):
-        for new in alternatives(o): yield tree_unflatten([*leaves[:i], new, *leaves[i+1:]], form)
-    flags = [i for i,o in enumerate(leaves) if isinstance(o, bool)]
-    if len(flags)>1: yield tree_unflatten([not o if i in flags else o for i,o in enumerate(leaves)], form)
+        for new in alternatives(o): yield with_inputs(call, tree_unflatten([*leaves[:i], new, *leaves[i+1:]], form))
+    flipped = [not o if isinstance(o, bool) else o for o in leaves]
+    has_more_flags = sum(isinstance(o, bool) for o in leaves)>1
+    if has_more_flags: yield with_inputs(call, tree_unflatten(flipped, form))
     yield from other_lists(call)
 
 # %% ../../nbs/core/15_evidence.ipynb #c5bce8f0
-def other_options(forward:Callable, call:Pass) -> Iterator[tuple[tuple,dict[str,Any]]]: # Positional and keyword inputs
-    "Make inputs like those of `call`, with options of `forward` that it leaves as they are"
-    try: ps = list(signature(forward).parameters.values())
-    except (TypeError, ValueError): return
-    for p in ps[len(call.args):]:
+def other_options(forward:Callable, call:Pass) -> Iterator[Pass]: # Without results
+    "Make calls like `call`, with options of `forward` that it leaves as they are"
+    for p in (parameters_of(forward) or [])[len(call.args):]:
         if p.default is Parameter.empty or p.name in call.kwargs: continue
-        for o in alternatives(p.default): yield call.args,call.kwargs | {p.name: o}
+        for o in alternatives(p.default): yield with_inputs(call, (call.args, call.kwargs | {p.name: o}))
 
 # %% ../../nbs/core/15_evidence.ipynb #cf8d6b4a
-def other_tensors(model:nn.Module, call:Pass) -> Iterator[tuple[tuple,dict[str,Any]]]: # Positional and keyword inputs
-    "Make inputs like those of `call`, with a tensor for each option that `model` asks about and that is None"
+def other_tensors(model:nn.Module, call:Pass) -> Iterator[Pass]: # Without results
+    "Make calls like `call`, with a tensor for each option that `model` asks about and that is None"
     given = arguments(type(model).forward, call.args, call.kwargs, with_defaults=True)
     for name in given.keys() & tested(type(model)): # type: ignore[arg-type]
         if given[name] is not None: continue
-        for t in torch.ones(()),*tensors_of(call)[:1]: yield (),given | {name: t}
+        for t in torch.ones(()),*tensors_of(call)[:1]: yield with_inputs(call, ((), given | {name: t}))
 
 # %% ../../nbs/core/15_evidence.ipynb #ec0e851d
 def follow_inputs(rec:Recorder, call:Pass) -> None:
     "Follow batches with other numbers and flags, as far as the model takes them"
     module = rec.model.get_submodule(call.name)
     others = *other_inputs(call),*other_options(module.forward, call),*other_tensors(module, call)
-    for args,kwargs in others: rec.attempt(call.name, args, kwargs)
+    for other in others: rec.attempt(other)
 
 # %% ../../nbs/core/15_evidence.ipynb #2ca0ce34
 _wild:dict[type,list] = {int: [1000, 0, 3, 1, -2], float: [1000., -3.7, 0., 1.]}
@@ -218,28 +231,25 @@ def follow_answers(rec:Recorder, most:int=20) -> None: # most: answers
         found = untried(rec.questions.open, tried)
         if not found: return
         call,forced = found
-        rec.attempt(call.name, call.args, call.kwargs, forced, like=call)
-        for p in other_sizes(rec, call): rec.attempt(p.name, p.args, p.kwargs, forced, like=p)
+        for p in (call, *other_sizes(rec, call)): rec.attempt(p, forced)
 
 # %% ../../nbs/core/15_evidence.ipynb #66925484
 def follow_again(rec:Recorder, call:Pass) -> None:
     "Follow the second of two calls, if the first leaves anything behind"
     kept = (v.escapes_by for o in rec.record.ops for v in o.outputs)
     if rec.record.changed or any(why and why.key=='kept' for why in kept):
-        rec.attempt(call.name, call.args, call.kwargs, again=True, like=call)
+        rec.attempt(call, again=True)
 
 # %% ../../nbs/core/15_evidence.ipynb #d38f0fb1
 def follow_rarer(rec:Recorder, call:Pass) -> None:
     "Follow batches that few models need"
     ts = tensors_of(call)
     if not (rec.questions.open and ts): return
-    groups = axis_groups(ts)
-    items = [(g, over_double) for g in groups if g[0][1]==0]
-    free = [g for g in groups if is_likely_free(ts, g)]
-    larger,slightly_larger = ([(g, f) for g in free] for f in (over_double, slightly_more))
-    for changes in (items+larger, items+slightly_larger, items, slightly_larger):
-        if rec.attempt(call.name, *with_tensors(call, resized(ts, changes))): break
-    rec.attempt(call.name, *with_tensors(call, [t.movedim(1, -1) if t.ndim>2 else t for t in ts]))
+    items,free = changeable(ts)
+    more_items,larger,slightly_larger = to(over_double, items),to(over_double, free),to(slightly_more, free)
+    for changes in (more_items+larger, more_items+slightly_larger, more_items, slightly_larger):
+        if rec.attempt(with_tensors(call, resized(ts, changes))): break
+    rec.attempt(with_tensors(call, [t.movedim(1, -1) if t.ndim>2 else t for t in ts]))
 
 # %% ../../nbs/core/15_evidence.ipynb #a8e1bb5c
 def mirrored(t:Tensor) -> Tensor:
@@ -251,13 +261,11 @@ def mirrored(t:Tensor) -> Tensor:
 def another_batch(model:nn.Module, call:Pass) -> Pass|None: # With what `model` returns; None if it takes none
     "Make a batch that no pass had"
     ts = tensors_of(call)
-    groups = axis_groups(ts)
-    items = [(g, slightly_more) for g in groups if g[0][1]==0]
-    free = [g for g in groups if is_likely_free(ts, g)]
-    sizes = [[(g, f) for g in free] for f in (rather_half, slightly_more)]
-    for changes in (*[items+o for o in sizes], items, []):
-        args,kwargs = with_tensors(call, list(map(mirrored, resized(ts, changes))))
-        try: return Pass('', args, kwargs, run(model, *fresh(args, kwargs)))
+    items,free = changeable(ts)
+    one_more = to(slightly_more, items)
+    for changes in (one_more + to(rather_half, free), one_more + to(slightly_more, free), one_more, []):
+        other = with_tensors(call, list(map(mirrored, resized(ts, changes))))
+        try: return replace(other, result=run(model, *fresh(other.args, other.kwargs)))
         except Exception: continue
     return None
 

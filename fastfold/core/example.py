@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from .passes import Recorder
 from .evidence import gather
+from .record import Pass
 from .source import is_called
 from .state import run
 
@@ -164,7 +165,9 @@ def follow_alone(rec:Recorder, part:nn.Module) -> bool: # Was there a batch that
     name,kinds = rec.record.names[part],set[tuple[int,...]]()
     for inputs in sorted(shapes_to_try(part), key=by_size):
         kind = tuple(len(shape) for _,shape in inputs)
-        if kind in kinds or not rec.attempt(name, tuple(example_input(m, shape) for m,shape in inputs)): continue
+        if kind in kinds: continue
+        xb = tuple(example_input(m, shape) for m,shape in inputs)
+        if not rec.attempt(Pass(name, xb, {})): continue
         kinds.add(kind)
         gather(rec, rec.record.passes[-1])
     return bool(kinds)

@@ -8,6 +8,7 @@ __all__ = ['Inputs', 'each_tensor', 'in_float64', 'is_sentinel', 'fresh', 'warm_
 
 # %% ../../nbs/core/14_passes.ipynb #63d7bcbf
 from copy import deepcopy
+from dataclasses import replace
 from dis import opname
 from functools import cache
 from typing import Any, Callable, Iterable
@@ -73,31 +74,28 @@ class Recorder(ModuleRecorder):
     before:Snapshot|None = None # The model as it is between passes
 
     def follow(self,
-        name:str, # Of the module to run, '' for the model itself
-        args:tuple=(), # Positional inputs
-        kwargs:dict|None=None, # Keyword inputs
-        forced:dict[Moment,Any]|None=None, # Answers to give, whatever is true
-        again:bool=False, # Follow the second call of two?
-        like:Pass|None=None # An earlier pass with the same inputs
+        call:Pass, # What to run, and on which inputs
+        forced:dict[Moment,Any]|None=None, # Answers to give, whatever is true; `call` is an earlier pass, then
+        again:bool=False # Follow the second call of two? `call` is an earlier pass, then, too
     ) -> None:
         "Run a module once, in evaluation, and write down what happens to every tensor"
-        module = self.model.get_submodule(name)
-        done = Pass(name, args, {} if kwargs is None else kwargs)
-        with guarded(module, None if name else self.before) as before:
-            if not name:
+        module,is_part = self.model.get_submodule(call.name),bool(call.name)
+        done,is_repeated = replace(call, result=None),bool(forced or again)
+        with guarded(module, None if is_part else self.before) as before:
+            if not is_part:
                 self.before = before
                 self.record.elsewhere = before.elsewhere
             if again or not self.is_warm: warm_up(module, done)
             hooked = {m for m in module.modules() if is_hooked(m)}
             self.record.n_runs += 1
-            self.questions.begin(like or done, forced)
+            self.questions.begin(call if is_repeated else done, forced)
             args,kwargs = self.marked(done)
             with modules_watched(), math_watched(), Dispatched(self), Functions(self):
                 done.result = module(*args, **kwargs)
             self.questions.end()
             self.values.close(done.result)
             self.is_warm = all(m in hooked for m in module.modules() if is_hooked(m))
-        if not (forced or again): self.record.passes.append(done) # others can't be repeated
+        if not is_repeated: self.record.passes.append(done) # its result can be had again
 
     def marked(self, call:Pass) -> tuple[tuple,dict[str,Any]]: # Positional and keyword inputs
         "Copy the inputs of `call`, so that what is made of them can be told"
@@ -107,18 +105,15 @@ class Recorder(ModuleRecorder):
         return tree_unflatten([self.questions.given(i, o) for i,o in enumerate(leaves)], form)
 
     def attempt(self,
-        name:str, # As for `follow`, and what comes after it, too
-        args:tuple=(),
-        kwargs:dict|None=None,
+        call:Pass, # As for `follow`, and what comes after it, too
         forced:dict[Moment,Any]|None=None,
-        again:bool=False,
-        like:Pass|None=None
+        again:bool=False
     ) -> bool: # Did the model run?
         "Follow a batch if the model takes it; if it doesn't, that leaves no trace in the record"
         record,n = self.record,len(self.record.ops)
         sets:list[set] = [record.called, record.changed, record.hooked, record.tells, record.sets]
         before = [set(o) for o in sets]
-        try: self.follow(name, args, kwargs, forced, again, like)
+        try: self.follow(call, forced, again)
         except Exception as e:
             self.questions.end(is_taken=False)
             if refuses(e): self.questions.refuse()
@@ -153,7 +148,7 @@ def first_pass(
     def follow(is_marking, is_warm):
         rec = Recorder(model, *options)
         rec.questions.is_marking,rec.is_warm = is_marking,is_warm
-        rec.follow('', args, kwargs)
+        rec.follow(Pass('', args, kwargs or {}))
         return rec
     classes:set[Any] = {type(m) for m in model.modules()}
     takes_marks = not any(map(asks_for_bools, classes))

@@ -161,7 +161,7 @@ def shapes_of(call:Pass) -> str:
 # %% ../../nbs/core/23_plan.ipynb #e3404c8e
 def follow_example(rec:Recorder, call:Pass) -> None:
     "Follow a further example"
-    is_taken = rec.attempt('', call.args, call.kwargs)
+    is_taken = rec.attempt(call)
     if not (is_taken or call.may_fail): raise ExampleError(
         f"{type(rec.model).__name__} failed on the further example of {shapes_of(call)}: "
         "give examples that the model takes in evaluation, as in fold(model, xb, others=[(x2,)])")

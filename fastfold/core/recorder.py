@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['activations', 'func_name', 'FunctionRecorder', 'Functions', 'Dispatched', 'is_hooked', 'is_torch_own', 'own_tensors',
-           'is_plain', 'most_arguments', 'takes_more', 'arguments', 'ModuleRecorder', 'recorder', 'modules_watched']
+           'is_plain', 'parameters_of', 'arguments_of', 'most_arguments', 'takes_more', 'arguments', 'ModuleRecorder',
+           'recorder', 'modules_watched']
 
 # %% ../../nbs/core/13_recorder.ipynb #4388ec74
 from contextlib import contextmanager
@@ -103,9 +104,10 @@ class FunctionRecorder:
 
     def answered(self, op:Op, out:Any) -> Any: # `out`, with numbers that remember where they come from
         "Note what `op`, which made no tensor, tells of its inputs"
-        if op.name in _types and any(v.from_input for v in op.inputs): self.questions.asks_for_types = True
+        if not any(v.from_input for v in op.inputs): return out
+        if op.name in _types: self.questions.asks_for_types = True
         is_told = op.rule.gives_numbers or not op.rule.asks and isinstance(out, _numbers) or op.name in _states
-        if not is_told or not any(v.from_input for v in op.inputs): return out
+        if not is_told: return out
         qs,by = self.questions,self.questions.here()
         if op.name=='__len__': return qs.lose(qs.size_sources(by, out)[0], out, by)
         if isinstance(out, bool): return qs.ask(qs.value_source(by), out, by)
@@ -189,13 +191,26 @@ activations = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mis
     nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh)
 
 # %% ../../nbs/core/13_recorder.ipynb #21d8de20
+def parameters_of(f:Callable) -> list[Parameter]|None: # None if they aren't known
+    "List the parameters of a function or method"
+    try: return list(signature(f).parameters.values())
+    except (TypeError, ValueError): return None
+
+# %% ../../nbs/core/13_recorder.ipynb #9736cd56
+@cache
+def arguments_of(forward:Callable) -> list[Parameter]|None: # None if they aren't known
+    "List the parameters of `forward`, a function of a class, beside the module"
+    ps = parameters_of(forward)
+    return None if ps is None else ps[1:]
+
+# %% ../../nbs/core/13_recorder.ipynb #821ccce5
 @cache
 def most_arguments(forward:Callable) -> float:
     "Count the arguments that `forward`, a function of a class, takes beside the module"
-    try: ps = signature(forward).parameters.values()
-    except (TypeError, ValueError): return inf
+    ps = arguments_of(forward)
+    if ps is None: return inf
     is_any_number = any(p.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD) for p in ps)
-    return inf if is_any_number else len(ps)-1
+    return inf if is_any_number else len(ps)
 
 # %% ../../nbs/core/13_recorder.ipynb #e8d48037
 def takes_more(m:nn.Module, args:tuple, kwargs:dict) -> bool:
@@ -212,8 +227,8 @@ def arguments(
     with_defaults:bool # Also those that are left out?
 ) -> dict[str,Any]:
     "Return the arguments of a call of `forward` by name"
-    try: ps = list(signature(forward).parameters.values())[1:]
-    except (TypeError, ValueError): return kwargs
+    ps = arguments_of(forward)
+    if ps is None: return kwargs
     defaults = {p.name:p.default for p in ps if with_defaults and p.default is not Parameter.empty}
     return defaults | dict(zip([p.name for p in ps], args)) | kwargs
 
@@ -289,6 +304,7 @@ class ModuleRecorder(FunctionRecorder):
         cls:Any = type(m)
         if catches(cls): self.questions.wonder('caught', 'errors', None)
         names,is_model = tested(cls),m is self.model
+        if not names: return
         for name,o in arguments(cls.forward, args, kwargs, with_defaults=is_model).items():
             if name not in names: continue
             if o is None or is_model and isinstance(o, str): self.questions.wonder('option', name, o)

@@ -84,7 +84,7 @@ def replay(finder:Finder, graphs:dict[str,fx.Graph]) -> Replay|None: # None if t
         with ExitStack() as stack:
             for n,g in graphs.items(): stack.enter_context(noting(finder.model, n, g, note))
             rec = Recorder(finder.model, finder.is_leaf, finder.rules.ops)
-            rec.follow('', main.args, main.kwargs)
+            rec.follow(main)
     except Exception: return None
     pairs = same_values(finder.record, rec.record)
     return None if pairs is None else Replay(rec.record, pairs, notes)
