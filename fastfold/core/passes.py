@@ -17,13 +17,13 @@ from torch import nn, Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only, tree_unflatten
 from .holders import tensors_in
 from .ops import OpRule, OPS
-from .numbers import math_watched
+from .numbers import KINDS, math_watched
 from .answers import Moment, Questions
 from .record import Pass
 from .recorder import Dispatched, Functions, is_hooked, ModuleRecorder, modules_watched
 from .refusals import FoldError
 from .snapshot import Snapshot
-from .source import asks_for_bools
+from .source import kinds_asked_for
 from .state import guarded, run
 
 # %% ../../nbs/core/14_passes.ipynb #7ca65af0
@@ -145,18 +145,18 @@ def first_pass(
     *options:Any # As for `Recorder`
 ) -> Recorder:
     "Follow a batch in whatever way `model` needs"
-    def follow(is_marking, is_warm):
+    def follow(unmarked, is_warm=True):
         rec = Recorder(model, *options)
-        rec.questions.is_marking,rec.is_warm = is_marking,is_warm
+        rec.questions.unmarked,rec.is_warm = unmarked,is_warm
         rec.follow(Pass('', args, kwargs or {}))
         return rec
     classes:set[Any] = {type(m) for m in model.modules()}
-    takes_marks = not any(map(asks_for_bools, classes))
-    try: rec = follow(is_marking=takes_marks, is_warm=True)
+    asked_for = frozenset[type]().union(*map(kinds_asked_for, classes))
+    try: rec = follow(asked_for)
     except FoldError: raise
-    except Exception: rec = follow(is_marking=False, is_warm=True)
-    if rec.questions.is_marking and not is_true_to(rec.record.passes[0], model): rec = follow(False, is_warm=True)
-    return rec if rec.is_warm else follow(rec.questions.is_marking, is_warm=False)
+    except Exception: rec = follow(KINDS)
+    if rec.questions.unmarked!=KINDS and not is_true_to(rec.record.passes[0], model): rec = follow(KINDS)
+    return rec if rec.is_warm else follow(rec.questions.unmarked, is_warm=False)
 
 # %% ../../nbs/core/14_passes.ipynb #aedd3b57
 def record_pass(

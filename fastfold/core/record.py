@@ -159,6 +159,7 @@ def stride_of(t:Tensor) -> tuple[int,...]:
 def value_in(t:Tensor, producer:Op|None=None) -> Value:
     "Make the value for what `t` holds"
     depends = producer is not None and bool(producer.numbers or any(v.from_input for v in producer.inputs))
+    depends = depends or torch._C._functorch.is_functorch_wrapped_tensor(t) # a part of an input, inside of `vmap`
     return Value(tuple(t.shape), t.dtype, storage_of(t), stride_of(t), producer, from_input=depends)
 
 # %% ../../nbs/core/12_record.ipynb #5060fab4

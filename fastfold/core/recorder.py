@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves
 from .ops import OpRule, OPS, UNKNOWN
-from .numbers import FromInput
+from .numbers import FromInput, plain_in
 from .answers import Questions
 from .record import new_record, Op, storage_of, Value, Values
 from .holders import tensors_in
@@ -83,7 +83,7 @@ class FunctionRecorder:
         "Run `func` as the recorded call `op`"
         self.op = op
         try:
-            if not op.is_layer: self.note_arguments(op, args, kwargs)
+            args,kwargs = plain_in((args, kwargs)) if op.is_layer else self.noted(op, args, kwargs)
             op.inputs = [self.value(t) for t in tensors_in(args, kwargs)]
             if isinstance(func, OpOverload): self.dispatched(func, args, kwargs)
             out = func(*args, **kwargs)
@@ -96,11 +96,12 @@ class FunctionRecorder:
             raise
         finally: self.op = None
 
-    def note_arguments(self, op:Op, args:tuple, kwargs:dict) -> None:
+    def noted(self, op:Op, args:tuple, kwargs:dict) -> tuple[tuple,dict]: # The same, with ordinary numbers
         "Note what `op` is called with"
         numbers = list[FromInput]()
         op.args,op.kwargs = self.values.in_place_of_tensors((args, kwargs), numbers)
         op.numbers = self.questions.used(numbers)
+        return plain_in((args, kwargs)) if numbers else (args, kwargs)
 
     def answered(self, op:Op, out:Any) -> Any: # `out`, with numbers that remember where they come from
         "Note what `op`, which made no tensor, tells of its inputs"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['own_methods', 'names_in', 'names_read', 'source_of', 'is_whole_call', 'uses_of', 'is_called', 'names_tested',
-           'tested', 'asks_for_bools', 'catches']
+           'tested', 'compared_in', 'kinds_named', 'kinds_asked_for', 'catches']
 
 # %% ../../nbs/core/11_source.ipynb #23055377
 from collections import defaultdict
@@ -13,7 +13,7 @@ from inspect import getsource, isfunction
 from textwrap import dedent
 from types import CodeType
 from typing import Callable
-import ast
+import ast, builtins
 from torch import nn
 
 # %% ../../nbs/core/11_source.ipynb #78958d60
@@ -90,17 +90,28 @@ def tested(cls:type) -> set[str]:
     return set[str]().union(*map(names_tested, tests))
 
 # %% ../../nbs/core/11_source.ipynb #9f806f97
+def compared_in(n:ast.Compare) -> list[ast.AST]:
+    "List what `n`, a comparison, compares"
+    return [n.left, *n.comparators]
+
+# %% ../../nbs/core/11_source.ipynb #793ebd7b
+def kinds_named(n:ast.Compare) -> set[type]: # n: a comparison
+    "Find the types that a number or a string has to have itself to compare as it should"
+    sides = compared_in(n)
+    calls = [o for o in sides if isinstance(o, ast.Call) and getattr(o.func, 'id', '')=='type']
+    if not calls:
+        is_flag = any(isinstance(o, ast.Constant) and isinstance(o.value, bool) for o in sides)
+        return {bool} if is_flag and not any(isinstance(o, ast.Attribute) for o in sides) else set()
+    names = {o.id for s in sides if s not in calls for o in ast.walk(s) if isinstance(o, ast.Name)}
+    is_clear = len(calls)==1 and names and all(isinstance(getattr(builtins, o, None), type) for o in names)
+    return {t for t in (int,float,bool,str) if t.__name__ in names or not is_clear}
+
+# %% ../../nbs/core/11_source.ipynb #8d64dadd
 @cache
-def asks_for_bools(cls:type) -> bool:
-    "Tell whether a method of `cls` asks whether something is a bool, or of one type and no other"
-    def is_bool(n): return isinstance(n, ast.Constant) and isinstance(n.value, bool)
-    def names(n): return {o.id for o in ast.walk(n) if isinstance(o, ast.Name)}
-    nodes = source_of(cls) or []
-    compared = [c for n in nodes if isinstance(n, ast.Compare) for c in (n.left, *n.comparators)]
-    calls = [n for n in nodes if isinstance(n, ast.Call)]
-    asks = [n for n in calls if getattr(n.func, 'id', '')=='isinstance' and 'bool' in names(n)]
-    types = [n for n in compared if isinstance(n, ast.Call) and getattr(n.func, 'id', '')=='type']
-    return any(map(is_bool, compared)) or bool(asks or types)
+def kinds_asked_for(cls:type) -> frozenset[type]: # Of int, float, bool and str
+    "List the types that a method of `cls` asks for itself"
+    found = [kinds_named(n) for n in source_of(cls) or [] if isinstance(n, ast.Compare)]
+    return frozenset().union(*found)
 
 # %% ../../nbs/core/11_source.ipynb #d1e586df
 @cache
