@@ -1468,8 +1468,9 @@ class ChannelsAnywhere(CB):
         if x.shape[-1]==3: x = x.permute(0, 3, 1, 2)
         return self.bn(self.conv(x))
 
-@plain((im(),), [(big(),), (big(3, 6),), (im(1, at=HI),)])
+@plain((im(),), [(big(),), (big(3, 6),), (im(1, at=HI),)], stays=1)
 class StandardizesInput(CB):
+    "Nothing shows what becomes of a `float`"
     def forward(self, x):
         mean,std = x.mean().item(),max(float(x.std()), 1e-6)
         return torch.relu(self.bn(self.conv((x-mean)/std)))

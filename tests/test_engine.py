@@ -726,7 +726,7 @@ def test_writer(name, place):
         if name=='transpose_' and v.shape[1]!=v.shape[2]: v.transpose_(2, 3)
         else: writers[name](v)
     if (name, place)==('vmap', input_written_after): pytest.skip('seen by verification only: see test_out_of_sight')
-    is_harmless = place is written_after and name!='numpy' # what NumPy does with numbers isn't known
+    is_harmless = place is written_after and name not in ('numpy', 'storage') # what they do with numbers isn't known
     (folds if is_harmless else keeps)(pair(lambda s,x: place(s, x, wrote)), x)
 
 @pytest.mark.parametrize('name', ['relu_', 'functional', 'out', 'transpose_'])

@@ -52,7 +52,7 @@ def keys_given(root):
         keys = {a.value for a in parts if isinstance(a, ast.Constant) and isinstance(a.value, str)}
         if name in tables: res[name] |= keys
         if name in ('reason', 'cross'): res['CannotFold'] |= keys
-        is_question = name in ('answer', 'wonder') and n.args and isinstance(n.args[0], ast.Constant)
+        is_question = name in ('note', 'wonder') and n.args and isinstance(n.args[0], ast.Constant)
         if is_question: res['CannotFold'].add(n.args[0].value) # its kind is the reason
     return res
 

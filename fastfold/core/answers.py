@@ -9,51 +9,36 @@ __all__ = ['Place', 'Moment', 'Question', 'position', 'place', 'is_untold', 'Ask
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import islice
+from itertools import combinations, islice
 from types import CodeType
 from typing import Any, Callable, Hashable, NamedTuple
 import sys
 import numpy as np
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
-from .numbers import FromInput, stand_in
+from torch.utils._pytree import tree_map
+from .holders import tensors_in
+from .numbers import FromInput, HELD, KINDS, stand_in
 
 # %% ../../nbs/core/10_answers.ipynb #260fefee
-_enough = dict(asks=2, number=2, lost=3, option=2, caught=2) # Different answers that have to be seen
-
 @dataclass(eq=False)
 class Question:
     "Hold what a module asked of its input, and what it was told"
     questions:Any=field(repr=False) # The `Questions` that it is one of
     where:str # Name of the module that asked
-    kind:str # 'asks', 'number', 'lost', 'option' or 'caught'
-    at:Hashable=field(default=None, repr=False) # When
+    kind:str # 'asks', 'number', 'lost', 'option', 'instance' or 'caught'
+    at:Any=field(default=None, repr=False) # When
     forced:dict[Any,Any]=field(default_factory=dict, repr=False) # Answers that led there
     batch:Any=field(default=None, repr=False) # And the batch
     sources:set[Hashable]=field(default_factory=set, repr=False)
     answers:set[Any]=field(default_factory=set)
-    tried:set[Any]=field(default_factory=set, repr=False) # Answers that were given whatever was true
-    attempted:set[Any]=field(default_factory=set, repr=False) # The same, and those that the model failed on
+    counts:set[int]=field(default_factory=set, repr=False) # How often it was asked in a call
 
     @property
     def is_open(self) -> bool:
         "Tell whether an input may bring an answer that has not been seen"
         if not self.questions.vary(self.sources): return False
-        if self.kind=='lost':
-            if not self.questions.unmarked.isdisjoint(map(type, self.answers)): return True
-            is_tried = len(self.tried)>1 or not self.is_of_values and (self.is_unheard or len(self.attempted)>1)
-            return not is_tried or len(self.answers)<_enough['lost']
-        return len(self.answers)<_enough[self.kind] and 'a tensor' not in self.answers
-
-    @property
-    def is_unheard(self) -> bool:
-        "Tell whether nothing was asked that another answer could be given to"
-        return isinstance(self.at, tuple) and isinstance(self.at[0], str)
-
-    @property
-    def is_of_values(self) -> bool:
-        "Tell whether it is about what is in a tensor or a string, which may be anything"
-        return any('another' in self.questions.told.get(s, ()) for s in self.sources)
+        is_settled = len(self.answers)>1 or 'a tensor' in self.answers
+        return self.kind=='lost' or not is_settled or len(self.counts)>1
 
 # %% ../../nbs/core/10_answers.ipynb #35dc5130
 Place = tuple[CodeType,Any] # A code object, and the position in its source
@@ -72,12 +57,11 @@ def place() -> Place:
     return f.f_code,position(f.f_code, f.f_lasti)
 
 # %% ../../nbs/core/10_answers.ipynb #9f8d40b6
-def is_untold(o:Any, is_held:bool=False) -> bool: # is_held: Does an object that is an input hold it?
-    "Tell whether `o`, an input, may decide about what a model does without a trace"
-    if isinstance(o, (bytes,np.generic,np.ndarray)): return True
-    if is_held: return isinstance(o, (bool,int,float,str))
-    held = tree_leaves(getattr(o, '__dict__', {})) if not isinstance(o, torch.Tensor) else []
-    return any(is_untold(v, is_held=True) for v in held)
+def is_untold(o:Any) -> bool:
+    "Tell whether `o`, an input that nothing can stand for, may decide about what a model does"
+    if isinstance(o, torch.Tensor): return False
+    held = o if isinstance(o, tuple) else vars(o).values() if hasattr(o, '__dict__') else ()
+    return not held or any(map(is_untold, held))
 
 # %% ../../nbs/core/10_answers.ipynb #ebff215f
 Moment = tuple[Place,int] # Where in the code, and how often it was there before in the same call, 3 at most
@@ -90,7 +74,7 @@ class Asker(NamedTuple):
 
 # %% ../../nbs/core/10_answers.ipynb #9c3c76ff
 def takes_ints(by:Asker) -> bool:
-    "Tell whether `by` is PyTorch's `vmap`, which hands sizes to code that takes nothing but an `int`"
+    "Tell whether `by` is PyTorch's `vmap`, which only counts items, by code that takes nothing but an `int`"
     (code,_),_ = by.at
     return 'functorch' in code.co_filename
 
@@ -99,6 +83,7 @@ class Questions:
     "Hold what the modules of a model ask of its input"
     def __init__(self) -> None:
         self.asked:dict[tuple,Question] = {}
+        self.together:dict[tuple[Question,...],set[tuple]] = {} # Two or three of a module -> answers in a call
         self.told:dict[Hashable,set] = {} # source -> the numbers that it was
         self.told_on:dict[Hashable,set] = {} # source -> the batches on which it was asked for
         self.batches:set[Hashable] = set() # All that the model took
@@ -111,16 +96,28 @@ class Questions:
         "Begin a pass with `batch`"
         self.is_running = True
         self.batch = batch
-        self.times:Counter = Counter()
+        self.times:Counter = Counter() # How often anything was asked, by the call of a module and the place
+        self.repeats:Counter = Counter() # The same, of one number
         self.news:list[Callable[[],Any]] = []
         self.forced = forced or {}
         self.was_forced:list[tuple[Question,Any]] = []
+        self.chosen:dict[int,dict[Question,Any]] = {} # Call of a module -> question -> answer, and about what
 
     def end(self, is_taken:bool=True) -> None: # Did the model take its input?
         "End a pass"
-        for note in self.news if is_taken else (): note()
-        if is_taken: self.batches.add(self.batch)
+        if is_taken:
+            for note in self.news: note()
+            self.batches.add(self.batch)
+            for call,answers in self.chosen.items(): self.note_together(call, answers)
         self.is_running = False
+
+    def note_together(self, call:int, answers:dict[Question,Any]) -> None: # call: the number of the call of a module
+        "Note what was answered in one call"
+        for q,(answer,sources) in answers.items():
+            q.counts.add(self.repeats[call,q.at[0],sources])
+        for n in 2,3:
+            for some in combinations(answers, n):
+                self.together.setdefault(some, set()).add(tuple(answers[q][0] for q in some))
 
     def here(self) -> Asker:
         "Tell what is asking"
@@ -159,26 +156,25 @@ class Questions:
         n = stand_in(res, sources, self)
         return self.lose(sources, res) if type(res) in self.unmarked else n
 
-    def answer(self, kind:str, by:Asker, sources:frozenset[Hashable], answer:Any) -> Any: # The answer to give
-        "Note a question"
-        is_forced = by.at in self.forced and by.times<=3 and self.vary(sources)
-        if is_forced: answer = self.forced[by.at]
-        q = self.note(kind, by.where, by.at, sources, answer)
-        if is_forced:
-            self.was_forced.append((q, answer))
-            self.news.append(lambda: q.tried.add(answer))
-        return answer
-
     def ask(self, sources:frozenset[Hashable], answer:bool, by:Asker|None=None) -> bool: # The answer to give
         "Note a question that decides about the way to go"
-        return self.answer('asks', by or self.here(), sources, answer) if self.is_running else answer
+        if not self.is_running: return answer
+        by = by or self.here()
+        is_forced = by.at in self.forced and by.times<=3 and self.vary(sources)
+        if is_forced: answer = self.forced[by.at]
+        q = self.note('asks', by.where, by.at, sources, answer)
+        if is_forced: self.was_forced.append((q, answer))
+        _,call = self.call
+        self.repeats[call,by.at[0],sources] += 1
+        self.chosen.setdefault(call, {})[q] = answer,sources
+        return answer
 
-    def lose(self, sources:frozenset[Hashable], answer:Any=None, by:Asker|None=None) -> Any: # What to give
+    def lose(self, sources:frozenset[Hashable], answer:Any=None, by:Asker|None=None) -> Any: # `answer`
         "Note that a number becomes an ordinary one"
         if not self.is_running: return answer
-        is_number = isinstance(answer, (int,float))
-        given = self.answer('lost', by or self.here(), sources, answer if is_number else None)
-        return given if is_number else answer
+        by = by or self.here()
+        self.note('lost', by.where, by.at, sources, None)
+        return answer
 
     def refuse(self) -> None:
         "Note that the model refuses to go on after the answers that it was forced to take"
@@ -190,20 +186,31 @@ class Questions:
         for s,n in zip(sources, sizes): self.tell(s, n)
         return [frozenset({s}) for s in sources]
 
-    def sized(self, by:Asker, out:Any) -> Any: # out: a size of a tensor, or all of them
-        "Return sizes that remember where they were asked for"
+    def sized(self, by:Asker, out:Any, is_free:bool=False) -> Any: # out: a size of a tensor, or all of them
+        "Return sizes that remember where they were asked for; do values decide about them, they are free"
         ns = [out] if type(out) is int else list(out)
         sources = self.size_sources(by, *ns)
-        if takes_ints(by): return self.lose(frozenset().union(*sources), out, by)
+        for s in sources if is_free else (): self.tell(*s, 'another')
+        if takes_ints(by): return out
         made = [self.marked(n, s) for n,s in zip(ns, sources)]
         return made[0] if type(out) is int else torch.Size(made)
 
-    def parted(self, n:int) -> None: # n: how many
-        "Note into how many values an operation has parted one, which Python may count"
+    def parted(self, out:Any) -> Any: # out: a tuple or list of tensors
+        "Return the values into which an operation has parted one, so that counting them is heard"
+        if not self.is_running: return out
+        res = HELD[type(out)](out)
+        res.questions = self
+        res.sources, = self.size_sources(self.here(), len(out))
+        return res
+
+    def typed(self, dtype:Any) -> None:
+        "Note that a module asks for the `dtype` of a tensor, or something of it"
         if not self.is_running: return
         by = self.here()
-        sources, = self.size_sources(by, n)
-        self.note('lost', by.where, ('parted', by.at), sources, n)
+        source = by.where,by.at,'dtype'
+        self.asks_for_types = True
+        self.tell(source, dtype)
+        self.lose(frozenset({source}), by=by)
 
     def value_source(self, by:Asker) -> frozenset[Hashable]:
         "Return the source of what is in a tensor, which a module asks for; other inputs have other values there"
@@ -216,17 +223,26 @@ class Questions:
         source = self.value_source(by)
         return tree_map(lambda n: self.marked(n, source), out)
 
-    def given(self, i:int, n:Any) -> Any: # Of a number, one that remembers that it is the input `i`
-        "Note that the model is given `n`"
-        source = 'input',i
-        number = n.item() if isinstance(n, np.number) else n
-        if is_untold(number):
-            self.tell(source, 'one', 'another')
-            self.lose(frozenset({source}))
-        elif isinstance(number, str): self.tell(source, number, 'another')
-        elif type(number) in (int,float,bool): self.tell(source, number)
-        marked = self.marked(number, frozenset({source}))
-        return marked if isinstance(marked, FromInput) else n
+    def given(self, label:str, o:Any) -> Any: # What stands for `o`, if anything can
+        "Note that the model is given `o` as the input `label`"
+        if type(o) in HELD: return self.held(label, o)
+        if o is None or ('option','',label) in self.asked: self.wonder('option', label, o if o is None else 'given')
+        if o is None or isinstance(o, torch.Tensor): return o
+        source = 'input',label
+        plain = o.item() if isinstance(o, np.number) else o
+        self.tell(source, 'one', 'another')
+        if type(plain) not in KINDS and is_untold(plain): self.lose(frozenset({source}))
+        marked = self.marked(plain, frozenset({source}))
+        return marked if isinstance(marked, FromInput) else o
+
+    def held(self, label:str, o:Any) -> Any: # What stands for `o`
+        "Note that the model is given the list, tuple or dict `o`"
+        source = 'input',label
+        self.tell(source, *([len(o)] if tensors_in(o) and not isinstance(o, dict) else ['one', 'another']))
+        if isinstance(o, dict): res = HELD[dict]({k:self.given(f'{label}[{k!r}]', v) for k,v in o.items()})
+        else: res = HELD[type(o)]([self.given(f'{label}[{i}]', v) for i,v in enumerate(o)])
+        res.questions,res.sources = self,frozenset({source})
+        return res
 
     def used(self, numbers:list[FromInput]) -> list[Question]:
         "Note that an operation is given `numbers`"

@@ -22,7 +22,7 @@ def readers(record:Record, setter:str) -> set[str]: # Names of modules
 def doubts(record:Record) -> dict[str,Question]: # Name of a module -> the question that is open
     "Find the modules whose forwards can't be relied on to do the same for every input"
     found = {q.where:q for q in record.questions.open if q.kind!='number'}
-    todo = [name for name,q in found.items() if q.kind!='option']
+    todo = [name for name,q in found.items() if q.kind not in ('option', 'instance')]
     while todo:
         name = todo.pop()
         told = {b for a,b in record.tells if a==name} | readers(record, name)

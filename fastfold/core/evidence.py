@@ -4,25 +4,25 @@
 
 # %% auto #0
 __all__ = ['Axis', 'Length', 'about_half', 'half', 'slightly_more', 'more', 'double', 'over_double', 'few_items', 'rather_half',
-           'Change', 'axis_groups', 'with_length', 'resized', 'is_likely_free', 'changeable', 'to', 'sizes_to_try',
-           'tensors_of', 'with_inputs', 'with_tensors', 'follow_sizes', 'follow_values', 'of_other_type',
-           'follow_types', 'alternatives', 'other_lists', 'other_inputs', 'other_options', 'other_tensors',
-           'follow_inputs', 'other_answers', 'untried', 'other_sizes', 'follow_answers', 'follow_again', 'follow_rarer',
-           'mirrored', 'another_batch', 'gather']
+           'Change', 'Forced', 'axis_groups', 'with_length', 'resized', 'is_likely_free', 'changeable', 'to',
+           'sizes_to_try', 'tensors_of', 'with_inputs', 'with_tensors', 'follow_sizes', 'follow_values',
+           'of_other_type', 'follow_types', 'alternatives', 'other_lengths', 'other_lists', 'other_inputs',
+           'other_options', 'other_tensors', 'without_option', 'follow_inputs', 'other_answers', 'other_sizes',
+           'follow_answers', 'follow_again', 'follow_rarer', 'mirrored', 'another_batch', 'gather']
 
 # %% ../../nbs/core/15_evidence.ipynb #c79872cf
 from dataclasses import replace
 from inspect import Parameter
-from typing import Any, Callable, Generator, Iterable, Iterator
+from itertools import product
+from typing import Any, Callable, Generator, Iterator
 import numpy as np
 import torch
 from torch import nn, Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from .passes import fresh, Recorder
-from .answers import Question
+from .answers import Questions
 from .record import Pass
-from .recorder import arguments, parameters_of
-from .source import tested
+from .source import arguments, parameters_of, tested
 from .state import run
 
 # %% ../../nbs/core/15_evidence.ipynb #8e77ca8a
@@ -139,11 +139,12 @@ def of_other_type(t:Tensor) -> Tensor:
 
 # %% ../../nbs/core/15_evidence.ipynb #bcafd337
 def follow_types(rec:Recorder, call:Pass) -> None:
-    "Follow a batch of other dtypes, if the model asks for them"
+    "Follow batches of other dtypes, if the model asks for them"
     if not rec.questions.asks_for_types: return
-    given = [v for calls in rec.record.calls.values() for o in calls for v in o.inputs if v.producer is None]
-    takes_them_as_they_are = any(v.from_input for v in given)
-    if not takes_them_as_they_are: rec.attempt(with_tensors(call, list(map(of_other_type, tensors_of(call)))))
+    ts = tensors_of(call)
+    new = list(map(of_other_type, ts))
+    rec.attempt(with_tensors(call, new))
+    for i in range(len(ts)) if len(ts)>1 else (): rec.attempt(with_tensors(call, [*ts[:i], new[i], *ts[i+1:]]))
 
 # %% ../../nbs/core/15_evidence.ipynb #d6d5e3de
 def alternatives(o:Any) -> list[Any]:
@@ -155,12 +156,19 @@ def alternatives(o:Any) -> list[Any]:
     return []
 
 # %% ../../nbs/core/15_evidence.ipynb #27a59f70
+def other_lengths(o:Any) -> Iterator[Any]:
+    "Make copies of `o`, with one of the lists and tuples in it shorter or longer"
+    if type(o) in (list,tuple) and o: yield from (o[:-1], o + o[:1])
+    if type(o) is dict: yield from ({**o, k: new} for k,v in o.items() for new in other_lengths(v))
+    if type(o) in (list,tuple):
+        for i,v in enumerate(o): yield from (type(o)([*o[:i], new, *o[i+1:]]) for new in other_lengths(v))
+
+# %% ../../nbs/core/15_evidence.ipynb #eeb21e04
 def other_lists(call:Pass) -> Iterator[Pass]: # Without results
     "Make calls like `call` whose lists are shorter or longer"
     for i,o in enumerate(call.args):
-        if not isinstance(o, list) or not o: continue
-        for new in o[:-1], o + o[:1]:
-            yield with_inputs(call, ((*call.args[:i], new, *call.args[i+1:]), call.kwargs))
+        for new in other_lengths(o): yield with_inputs(call, ((*call.args[:i], new, *call.args[i+1:]), call.kwargs))
+    for kwargs in other_lengths(call.kwargs): yield with_inputs(call, (call.args, kwargs))
 
 # %% ../../nbs/core/15_evidence.ipynb #d78b0767
 def other_inputs(call:Pass) -> Iterator[Pass]: # Without results
@@ -182,11 +190,20 @@ def other_options(forward:Callable, call:Pass) -> Iterator[Pass]: # Without resu
 
 # %% ../../nbs/core/15_evidence.ipynb #cf8d6b4a
 def other_tensors(model:nn.Module, call:Pass) -> Iterator[Pass]: # Without results
-    "Make calls like `call`, with a tensor for each option that `model` asks about and that is None"
-    given = arguments(type(model).forward, call.args, call.kwargs, with_defaults=True)
-    for name in given.keys() & tested(type(model)): # type: ignore[arg-type]
-        if given[name] is not None: continue
-        for t in torch.ones(()),*tensors_of(call)[:1]: yield with_inputs(call, ((), given | {name: t}))
+    "Make calls like `call`, with tensors for the options that `model` asks about, or is given, and that are None"
+    forward:Any = type(model).forward
+    given = arguments(forward, call.args, call.kwargs, with_defaults=True)
+    asked = tested(type(model)).union(arguments(forward, call.args, call.kwargs, with_defaults=False)) # type: ignore
+    names = [k for k,o in given.items() if o is None and k in asked]
+    for t in torch.ones(()),*tensors_of(call)[:1]:
+        for name in names: yield with_inputs(call, ((), given | {name: t}))
+        if len(names)>1: yield with_inputs(call, ((), given | dict.fromkeys(names, t)))
+
+# %% ../../nbs/core/15_evidence.ipynb #cbf3e5c3
+def without_option(model:nn.Module, call:Pass, name:Any) -> Pass: # Without a result
+    "Return `call` with None in place of the input `name`"
+    forward:Any = type(model).forward
+    return with_inputs(call, ((), arguments(forward, call.args, call.kwargs, with_defaults=False) | {name: None}))
 
 # %% ../../nbs/core/15_evidence.ipynb #ec0e851d
 def follow_inputs(rec:Recorder, call:Pass) -> None:
@@ -194,28 +211,22 @@ def follow_inputs(rec:Recorder, call:Pass) -> None:
     module = rec.model.get_submodule(call.name)
     others = *other_inputs(call),*other_options(module.forward, call),*other_tensors(module, call)
     for other in others: rec.attempt(other)
-
-# %% ../../nbs/core/15_evidence.ipynb #2ca0ce34
-_wild:dict[type,list] = {int: [1000, 0, 3, 1, -2], float: [1000., -3.7, 0., 1.]}
-
-def other_answers(q:Question) -> list[Any]:
-    "List answers to try that a question has not had"
-    if q.kind=='asks': return [o for o in (True,False) if o not in q.answers]
-    kinds = {type(o) for o in q.answers} if not q.is_unheard else set()
-    return [o for k in kinds if q.kind=='lost' for o in _wild.get(k, ()) if o not in q.answers]
+    for q in [q for q in rec.questions.open if q.answers=={'given'}]:
+        is_taken = rec.attempt(without_option(module, call, q.at))
+        if not is_taken: q.answers.add(None) # it was tried, and there is nothing to see
 
 # %% ../../nbs/core/15_evidence.ipynb #15d1d7b0
-def untried(questions:Iterable[Question], tried:set[tuple]) -> tuple|None: # The batch, and all answers to force
-    "Find an open question, and an answer that it has not had"
-    for q in questions:
-        for answer in other_answers(q):
-            forced = {**q.forced, q.at: answer}
-            key = id(q.batch),*forced.items()
-            if key not in tried:
-                tried.add(key)
-                q.attempted.add(answer)
-                return q.batch,forced
-    return None
+Forced = tuple[Any,dict] # A batch, and the answers to give
+
+def other_answers(questions:Questions) -> Iterator[Forced]:
+    "List answers that were not given, to open questions, and to two or three questions of one module together"
+    for q in questions.open:
+        for answer in {True,False} - q.answers if q.kind=='asks' else (): yield q.batch,{**q.forced, q.at: answer}
+    for qs,seen in questions.together.items():
+        if not all(questions.vary(q.sources) for q in qs): continue
+        led = {k:v for q in qs for k,v in q.forced.items()}
+        for answers in sorted({*product((True,False), repeat=len(qs))} - seen):
+            yield qs[-1].batch,led | dict(zip([q.at for q in qs], answers))
 
 # %% ../../nbs/core/15_evidence.ipynb #0a0cbcc4
 def other_sizes(rec:Recorder, call:Pass) -> list[Pass]: # One at most
@@ -224,14 +235,16 @@ def other_sizes(rec:Recorder, call:Pass) -> list[Pass]: # One at most
     return [p for p in rec.record.passes if p.name==call.name and shapes(p)!=shapes(call)][:1]
 
 # %% ../../nbs/core/15_evidence.ipynb #0a32058f
-def follow_answers(rec:Recorder, most:int=20) -> None: # most: answers
+def follow_answers(rec:Recorder, most:int=30) -> None: # most: answers
     "Follow what the model does after other answers, each on the batch on which it asked"
-    tried = set[tuple]()
+    tried = list[Forced]()
     for _ in range(most):
-        found = untried(rec.questions.open, tried)
+        found = next((o for o in other_answers(rec.questions) if o not in tried), None)
         if not found: return
+        tried.append(found)
         call,forced = found
-        for p in (call, *other_sizes(rec, call)): rec.attempt(p, forced)
+        others = other_sizes(rec, call) if len(forced)==1 else []
+        for p in (call, *others): rec.attempt(p, forced)
 
 # %% ../../nbs/core/15_evidence.ipynb #66925484
 def follow_again(rec:Recorder, call:Pass) -> None:

@@ -212,7 +212,8 @@ _metadata = """
     get_device is_contiguous is_floating_point is_complex is_signed is_cuda is_cpu is_mps is_meta is_sparse is_quantized
     is_inference is_nested requires_grad is_leaf grad grad_fn names _version __len__ __hash__""".split()
 # answers that are numbers of Python's
-_numbers = 'shape size __len__ numel nelement item tolist numpy __array__ __float__ __int__ __index__'.split()
+_numbers = '''shape size __len__ numel nelement stride storage_offset nbytes item tolist numpy __array__
+    __float__ __int__ __index__ untyped_storage storage data_ptr'''.split()
 # answers by which anyone may write into the memory, out of sight
 # answers that depend on how memory is laid out
 _of_order = 'stride is_contiguous storage_offset'.split()

@@ -11,19 +11,20 @@ from copy import deepcopy
 from dataclasses import replace
 from dis import opname
 from functools import cache
+from inspect import Parameter
 from typing import Any, Callable, Iterable
 import torch
 from torch import nn, Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 from .holders import tensors_in
 from .ops import OpRule, OPS
-from .numbers import KINDS, math_watched
+from .numbers import functions_watched, KINDS
 from .answers import Moment, Questions
-from .record import Pass
+from .record import Pass, storage_of
 from .recorder import Dispatched, Functions, is_hooked, ModuleRecorder, modules_watched
 from .refusals import FoldError
 from .snapshot import Snapshot
-from .source import kinds_asked_for
+from .source import kinds_asked_for, parameters_of
 from .state import guarded, run
 
 # %% ../../nbs/core/14_passes.ipynb #7ca65af0
@@ -89,20 +90,42 @@ class Recorder(ModuleRecorder):
             hooked = {m for m in module.modules() if is_hooked(m)}
             self.record.n_runs += 1
             self.questions.begin(call if is_repeated else done, forced)
-            args,kwargs = self.marked(done)
-            with modules_watched(), math_watched(), Dispatched(self), Functions(self):
+            args,kwargs = self.marked(module.forward, done)
+            self.mark_state()
+            with modules_watched(), functions_watched(), Dispatched(self), Functions(self):
                 done.result = module(*args, **kwargs)
             self.questions.end()
             self.values.close(done.result)
             self.is_warm = all(m in hooked for m in module.modules() if is_hooked(m))
         if not is_repeated: self.record.passes.append(done) # its result can be had again
 
-    def marked(self, call:Pass) -> tuple[tuple,dict[str,Any]]: # Positional and keyword inputs
+    def marked(self, forward:Callable, call:Pass) -> tuple[tuple,dict[str,Any]]: # Positional and keyword inputs
         "Copy the inputs of `call`, so that what is made of them can be told"
         inputs = fresh(call.args, call.kwargs)
         for t in tensors_in(inputs): self.value(t).from_input = True
-        leaves,form = tree_flatten(inputs)
-        return tree_unflatten([self.questions.given(i, o) for i,o in enumerate(leaves)], form)
+        args,kwargs = inputs
+        names = [p.name for p in parameters_of(forward) or () if p.kind is not Parameter.VAR_POSITIONAL]
+        labels = [*names, *map(str, range(len(names), len(args)))]
+        given = self.questions.given
+        defaults = {k:given(k, o) for k,o in self.defaults(forward, call).items()}
+        takes_them = self.questions.unmarked!=KINDS
+        by_name = {k:given(k, o) for k,o in kwargs.items()}
+        return tuple(map(given, labels, args)),by_name | (defaults if takes_them else {})
+
+    def mark_state(self) -> None:
+        "Let numbers that the model keeps from call to call remember that, and the buffers that it writes into"
+        keys = {k for _,k in self.record.sets}
+        for m in self.record.changed:
+            own,name = vars(m),self.record.names[m]
+            for k in keys & own.keys(): own[k] = self.questions.given(f'{name}.{k}', own[k])
+        for t in self.model.buffers():
+            if self.record.writers.get(storage_of(t)): self.value(t).from_input = True
+
+    def defaults(self, forward:Callable, call:Pass) -> dict[str,Any]: # By name
+        "List the options of `forward` that `call` leaves as they are, and that another could set"
+        left = [p for p in (parameters_of(forward) or [])[len(call.args):] if p.name not in call.kwargs]
+        by_name = [p for p in left if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
+        return {p.name:p.default for p in by_name if type(p.default) in (*KINDS,tuple,list)}
 
     def attempt(self,
         call:Pass, # As for `follow`, and what comes after it, too

@@ -16,7 +16,7 @@ from torch import nn, Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from .holders import tensors_in
 from .ops import OpRule, UNKNOWN
-from .numbers import FromInput, without_sources
+from .numbers import FromInput, kind_of, without_sources
 from .answers import Question, Questions
 from .refusals import ESCAPES, Mention, Reason, reason
 
@@ -31,6 +31,7 @@ class Value:
     producer:Any=None # The `Op` that made it; None for inputs, parameters, and what appears from nowhere
     users:list[Any]=field(default_factory=list) # Each `Op` that uses it, in order of execution, one entry per use
     from_input:bool=False # Does what is in it depend on the input of the model?
+    is_free:bool=False # Does its shape depend on what is in the input?
     seen_in:set[str]=field(default_factory=set) # Names of the modules whose forward had it
     order_asked_by:Any=None # An `Op` that depends on how its memory is laid out
     escapes_by:Reason|None=None # How it leaves the pass other than through its users, if it does
@@ -60,6 +61,7 @@ class Op:
     numbers:list[Question]=field(default_factory=list) # That the input decides, and that it is given
     writes:list[object]=field(default_factory=list) # The storages whose content it changed, or let others change
     training:bool=False # Was the module in training mode?
+    is_free:bool=False # Does what is in its inputs decide about the shape of its outputs?
     at:int=0 # When: later calls have higher numbers
     run:int=0 # The number of the pass
 
@@ -160,7 +162,8 @@ def value_in(t:Tensor, producer:Op|None=None) -> Value:
     "Make the value for what `t` holds"
     depends = producer is not None and bool(producer.numbers or any(v.from_input for v in producer.inputs))
     depends = depends or torch._C._functorch.is_functorch_wrapped_tensor(t) # a part of an input, inside of `vmap`
-    return Value(tuple(t.shape), t.dtype, storage_of(t), stride_of(t), producer, from_input=depends)
+    is_free = producer is not None and (producer.is_free or any(v.is_free for v in producer.inputs))
+    return Value(tuple(t.shape), t.dtype, storage_of(t), stride_of(t), producer, from_input=depends, is_free=is_free)
 
 # %% ../../nbs/core/12_record.ipynb #5060fab4
 class Values:
@@ -168,6 +171,7 @@ class Values:
     def __init__(self) -> None:
         self.held:dict[int,tuple[ref,Value]] = {} # id -> the tensor, held weakly, and what it holds
         self.on:dict[object,list[tuple[ref,Value]]] = defaultdict(list) # storage -> what has been on it
+        self.keepers:set[str] = set() # Names of operations whose values are still held when no garbage is left
 
     def new(self, t:Tensor, producer:Op|None=None) -> Value:
         "Make the value that `t` holds from now on"
@@ -200,9 +204,10 @@ class Values:
         def swapped(a): return self.in_place_of_tensors(a, numbers)
         if isinstance(o, Tensor): return self.of(o)
         if isinstance(o, FromInput): numbers.append(o)
-        if type(o) in (list,tuple,torch.Size): return type(o)(map(swapped, o))
-        if type(o) is dict: return {k:swapped(v) for k,v in o.items()}
-        if type(o) is slice: return slice(*map(swapped, (o.start, o.stop, o.step)))
+        kind = kind_of(o)
+        if kind in (list,tuple,torch.Size): return kind(map(swapped, o))
+        if kind is dict: return {k:swapped(v) for k,v in o.items()}
+        if kind is slice: return slice(*map(swapped, (o.start, o.stop, o.step)))
         return without_sources(o)
 
     def written_into(self, storages:Iterable[object]) -> list[tuple[Tensor,Value]]:
@@ -221,8 +226,10 @@ class Values:
             self.of(t).escape('returned')
             base = self.known(t._base) # what it is a view of
             if base: base.escape('returned')
-        if self.kept(): gc.collect()
-        for v in self.kept(): v.escape('kept')
+        if any(v.producer.name not in self.keepers for v in self.kept()): gc.collect()
+        for v in self.kept():
+            self.keepers.add(v.producer.name)
+            v.escape('kept')
 
 # %% ../../nbs/core/12_record.ipynb #da6f0efe
 def new_record(

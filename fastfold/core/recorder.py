@@ -4,14 +4,12 @@
 
 # %% auto #0
 __all__ = ['activations', 'func_name', 'FunctionRecorder', 'Functions', 'Dispatched', 'is_hooked', 'is_torch_own', 'own_tensors',
-           'is_plain', 'parameters_of', 'arguments_of', 'most_arguments', 'takes_more', 'arguments', 'ModuleRecorder',
-           'recorder', 'modules_watched']
+           'is_plain', 'ModuleRecorder', 'recorder', 'modules_watched']
 
 # %% ../../nbs/core/13_recorder.ipynb #4388ec74
 from contextlib import contextmanager
-from functools import cache, partial
-from math import inf
-from inspect import Parameter, signature
+from functools import partial
+from inspect import Parameter
 from typing import Any, Callable, Iterable, Iterator
 import numpy as np
 import torch
@@ -26,7 +24,8 @@ from .numbers import FromInput, plain_in
 from .answers import Questions
 from .record import new_record, Op, storage_of, Value, Values
 from .holders import tensors_in
-from .source import catches, tested
+from fastfold.core.source import (arguments, arguments_of, catches, looked_into, takes_more, tested,
+    types_tested)
 from .writes import written
 
 # %% ../../nbs/core/13_recorder.ipynb #69dba843
@@ -78,6 +77,7 @@ class FunctionRecorder:
             v = self.values.known(t)
             if v is not None and v not in op.inputs and v not in op.params: op.inputs.append(v)
         op.writes += [storage_of(t) for t in written(func, args, kwargs)]
+        if torch.Tag.dynamic_output_shape in func.tags: op.is_free = True
 
     def call(self, func:Callable, args:tuple, kwargs:dict, op:Op) -> Any: # What `func` returns
         "Run `func` as the recorded call `op`"
@@ -89,7 +89,7 @@ class FunctionRecorder:
             out = func(*args, **kwargs)
             made = tensors_in(out)
             self.finish(op, made)
-            if isinstance(out, (tuple,list)) and any(v.from_input for v in op.outputs): self.questions.parted(len(out))
+            if type(out) in (tuple,list) and any(v.from_input for v in op.outputs): return self.questions.parted(out)
             return out if made or op.is_layer else self.answered(op, out)
         except Exception:
             self.questions.wonder('caught', 'errors', None) # counts if somebody catches it, so that the pass goes on
@@ -106,13 +106,13 @@ class FunctionRecorder:
     def answered(self, op:Op, out:Any) -> Any: # `out`, with numbers that remember where they come from
         "Note what `op`, which made no tensor, tells of its inputs"
         if not any(v.from_input for v in op.inputs): return out
-        if op.name in _types: self.questions.asks_for_types = True
+        if op.name in _types: self.questions.typed(out)
         is_told = op.rule.gives_numbers or not op.rule.asks and isinstance(out, _numbers) or op.name in _states
         if not is_told: return out
         qs,by = self.questions,self.questions.here()
         if op.name=='__len__': return qs.lose(qs.size_sources(by, out)[0], out, by)
         if isinstance(out, bool): return qs.ask(qs.value_source(by), out, by)
-        if op.rule.asks: return qs.sized(by, out)
+        if op.rule.asks: return qs.sized(by, out, any(v.is_free for v in op.inputs))
         if op.name in ('item','tolist'): return qs.valued(by, out)
         return qs.lose(qs.value_source(by), out, by)
 
@@ -191,48 +191,6 @@ def is_plain(
 activations = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish,
     nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh)
 
-# %% ../../nbs/core/13_recorder.ipynb #21d8de20
-def parameters_of(f:Callable) -> list[Parameter]|None: # None if they aren't known
-    "List the parameters of a function or method"
-    try: return list(signature(f).parameters.values())
-    except (TypeError, ValueError): return None
-
-# %% ../../nbs/core/13_recorder.ipynb #9736cd56
-@cache
-def arguments_of(forward:Callable) -> list[Parameter]|None: # None if they aren't known
-    "List the parameters of `forward`, a function of a class, beside the module"
-    ps = parameters_of(forward)
-    return None if ps is None else ps[1:]
-
-# %% ../../nbs/core/13_recorder.ipynb #821ccce5
-@cache
-def most_arguments(forward:Callable) -> float:
-    "Count the arguments that `forward`, a function of a class, takes beside the module"
-    ps = arguments_of(forward)
-    if ps is None: return inf
-    is_any_number = any(p.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD) for p in ps)
-    return inf if is_any_number else len(ps)
-
-# %% ../../nbs/core/13_recorder.ipynb #e8d48037
-def takes_more(m:nn.Module, args:tuple, kwargs:dict) -> bool:
-    "Tell whether `m` is called with anything but tensors, or could be"
-    given = (*args, *kwargs.values())
-    is_given_tensors = all(isinstance(o, Tensor) for o in given)
-    return not is_given_tensors or len(given)<most_arguments(type(m).forward)
-
-# %% ../../nbs/core/13_recorder.ipynb #5b53119f
-def arguments(
-    forward:Callable, # A function of a class
-    args:tuple, # Without the module
-    kwargs:dict,
-    with_defaults:bool # Also those that are left out?
-) -> dict[str,Any]:
-    "Return the arguments of a call of `forward` by name"
-    ps = arguments_of(forward)
-    if ps is None: return kwargs
-    defaults = {p.name:p.default for p in ps if with_defaults and p.default is not Parameter.empty}
-    return defaults | dict(zip([p.name for p in ps], args)) | kwargs
-
 # %% ../../nbs/core/13_recorder.ipynb #e9ea225e
 class ModuleRecorder(FunctionRecorder):
     "Write down calls of modules, too"
@@ -304,12 +262,24 @@ class ModuleRecorder(FunctionRecorder):
         "Note what the source of the running module `m` asks about its arguments, which no tensor shows"
         cls:Any = type(m)
         if catches(cls): self.questions.wonder('caught', 'errors', None)
-        names,is_model = tested(cls),m is self.model
-        if not names: return
-        for name,o in arguments(cls.forward, args, kwargs, with_defaults=is_model).items():
-            if name not in names: continue
-            if o is None or is_model and isinstance(o, str): self.questions.wonder('option', name, o)
-            if isinstance(o, Tensor): self.questions.wonder('option', name, 'a tensor')
+        if m is self.model: return self.note_inputs(cls, args, kwargs)
+        names = tested(cls)
+        for name,o in arguments(cls.forward, args, kwargs, with_defaults=False).items() if names else ():
+            if name in names and o is None: self.questions.wonder('option', name, None)
+            if name in names and isinstance(o, Tensor): self.questions.wonder('option', name, 'a tensor')
+
+    def note_inputs(self, cls:Any, args:tuple, kwargs:dict) -> None:
+        "Note what the source of `cls`, the class of the model, asks about its inputs, which no tensor shows"
+        wonder,ps = self.questions.wonder,arguments_of(cls.forward) or []
+        given = arguments(cls.forward, args, kwargs, with_defaults=True)
+        for p in ps:
+            o = given.get(p.name)
+            if p.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
+                if p.name in looked_into(cls): wonder('option', p.name, (len(args), *kwargs))
+                continue
+            if p.name in tested(cls) and o is None: wonder('option', p.name, None)
+            if p.name in tested(cls) and isinstance(o, Tensor): wonder('option', p.name, 'given')
+            if p.name in types_tested(cls): wonder('instance', p.name, type(o).__name__)
 
     def note_returned(self, caller:str, out:Any) -> None:
         "Note that `caller` gets `out` from the running module"

@@ -89,6 +89,8 @@ REASONS = { # key -> what is said about it
         "leave it in a tensor: write x.max() instead of float(x.max())"),
     'option': Text("what {who} does depends on its argument `{option}`, of which only one kind is known",
         "give an example with another, as in fold(model, xb, others=[(x2, mask)])"),
+    'instance': Text("what {who} does depends on the type of its argument `{option}`, of which only one is known",
+        "give an example with another, as in fold(model, xb, others=[(x2, [3])])"),
     'caught': Text("{who} catches errors, which another input may raise",
         "make it do without `try`"),
     'order': Text("{op} depends on how its input lies in memory, which the norm puts in order",
