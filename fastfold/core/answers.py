@@ -212,6 +212,12 @@ class Questions:
         self.tell(source, dtype)
         self.lose(frozenset({source}), by=by)
 
+    def counted(self, n:int) -> None: # n: how many
+        "Note that the model is given `n` inputs and looks at how many there are"
+        source = 'input','count'
+        self.tell(source, n)
+        self.lose(frozenset({source}))
+
     def value_source(self, by:Asker) -> frozenset[Hashable]:
         "Return the source of what is in a tensor, which a module asks for; other inputs have other values there"
         source = by.where,by.at,'value'

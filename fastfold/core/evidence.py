@@ -6,14 +6,14 @@
 __all__ = ['Axis', 'Length', 'about_half', 'half', 'slightly_more', 'more', 'double', 'over_double', 'few_items', 'rather_half',
            'Change', 'Forced', 'axis_groups', 'with_length', 'resized', 'is_likely_free', 'changeable', 'to',
            'sizes_to_try', 'tensors_of', 'with_inputs', 'with_tensors', 'follow_sizes', 'follow_values',
-           'of_other_type', 'follow_types', 'alternatives', 'other_lengths', 'other_lists', 'other_inputs',
-           'other_options', 'other_tensors', 'without_option', 'follow_inputs', 'other_answers', 'other_sizes',
-           'follow_answers', 'follow_again', 'follow_rarer', 'mirrored', 'another_batch', 'gather']
+           'of_other_type', 'follow_types', 'alternatives', 'other_lengths', 'other_lists', 'other_counts',
+           'other_inputs', 'other_options', 'other_tensors', 'without_option', 'follow_inputs', 'other_answers',
+           'other_sizes', 'follow_answers', 'follow_again', 'follow_rarer', 'mirrored', 'another_batch', 'gather']
 
 # %% ../../nbs/core/15_evidence.ipynb #c79872cf
 from dataclasses import replace
 from inspect import Parameter
-from itertools import product
+from itertools import chain, product
 from typing import Any, Callable, Generator, Iterator
 import numpy as np
 import torch
@@ -170,6 +170,13 @@ def other_lists(call:Pass) -> Iterator[Pass]: # Without results
         for new in other_lengths(o): yield with_inputs(call, ((*call.args[:i], new, *call.args[i+1:]), call.kwargs))
     for kwargs in other_lengths(call.kwargs): yield with_inputs(call, (call.args, kwargs))
 
+# %% ../../nbs/core/15_evidence.ipynb #47c0f1ee
+def other_counts(forward:Callable, call:Pass) -> Iterator[Pass]: # Without results
+    "Make calls like `call` with one input more and one less, if `forward` takes any number"
+    takes_any = any(p.kind is Parameter.VAR_POSITIONAL for p in parameters_of(forward) or ())
+    others = (call.args[:-1], call.args + call.args[-1:]) if takes_any else ()
+    for args in others: yield with_inputs(call, (args, call.kwargs))
+
 # %% ../../nbs/core/15_evidence.ipynb #d78b0767
 def other_inputs(call:Pass) -> Iterator[Pass]: # Without results
     "Make calls like `call` with other numbers, flags and lists"
@@ -209,8 +216,8 @@ def without_option(model:nn.Module, call:Pass, name:Any) -> Pass: # Without a re
 def follow_inputs(rec:Recorder, call:Pass) -> None:
     "Follow batches with other numbers and flags, as far as the model takes them"
     module = rec.model.get_submodule(call.name)
-    others = *other_inputs(call),*other_options(module.forward, call),*other_tensors(module, call)
-    for other in others: rec.attempt(other)
+    ways = other_counts(module.forward, call),other_options(module.forward, call),other_tensors(module, call)
+    for other in chain(other_inputs(call), *ways): rec.attempt(other)
     for q in [q for q in rec.questions.open if q.answers=={'given'}]:
         is_taken = rec.attempt(without_option(module, call, q.at))
         if not is_taken: q.answers.add(None) # it was tried, and there is nothing to see
@@ -235,7 +242,7 @@ def other_sizes(rec:Recorder, call:Pass) -> list[Pass]: # One at most
     return [p for p in rec.record.passes if p.name==call.name and shapes(p)!=shapes(call)][:1]
 
 # %% ../../nbs/core/15_evidence.ipynb #0a32058f
-def follow_answers(rec:Recorder, most:int=30) -> None: # most: answers
+def follow_answers(rec:Recorder, most:int=20) -> None: # most: answers
     "Follow what the model does after other answers, each on the batch on which it asked"
     tried = list[Forced]()
     for _ in range(most):

@@ -274,9 +274,9 @@ class ModuleRecorder(FunctionRecorder):
         given = arguments(cls.forward, args, kwargs, with_defaults=True)
         for p in ps:
             o = given.get(p.name)
-            if p.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
-                if p.name in looked_into(cls): wonder('option', p.name, (len(args), *kwargs))
-                continue
+            if p.kind is Parameter.VAR_KEYWORD and p.name in looked_into(cls): wonder('option', p.name, tuple(kwargs))
+            if p.kind is Parameter.VAR_POSITIONAL and p.name in looked_into(cls): self.questions.counted(len(args))
+            if p.kind in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL): continue
             if p.name in tested(cls) and o is None: wonder('option', p.name, None)
             if p.name in tested(cls) and isinstance(o, Tensor): wonder('option', p.name, 'given')
             if p.name in types_tested(cls): wonder('instance', p.name, type(o).__name__)

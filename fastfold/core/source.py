@@ -112,7 +112,7 @@ def names_tested(test:ast.AST) -> set[str]: # test: a condition
 @cache
 def tested(cls:type) -> set[str]:
     "List the variables that the methods of `cls` decide by, or hand to a function that may"
-    nodes = source_run(cls)
+    nodes = source_of(cls)
     tests:list[ast.AST] = [n.test for n in nodes if isinstance(n, (ast.If,ast.IfExp,ast.While,ast.Assert))]
     tests += [n.subject for n in nodes if isinstance(n, ast.Match)]
     tests += [n for n in nodes if isinstance(n, (ast.BoolOp,ast.Compare,ast.Call))]
@@ -121,8 +121,8 @@ def tested(cls:type) -> set[str]:
 # %% ../../nbs/core/11_source.ipynb #31fca81e
 @cache
 def types_tested(cls:type) -> set[str]:
-    "List the variables of which the methods of `cls` ask what they are, or what they have"
-    calls = [n for n in source_run(cls) if isinstance(n, ast.Call) and n.args]
+    "List the variables of which the forward of `cls` asks what they are, or what they have"
+    calls = [n for n in nodes_of(cls.forward) if isinstance(n, ast.Call) and n.args] # type: ignore[attr-defined]
     asks = [n.args[0] for n in calls if getattr(n.func, 'attr', getattr(n.func, 'id', '')) in _asks_of_types]
     return {o.id for n in asks for o in ast.walk(n) if isinstance(o, ast.Name)}
 
@@ -132,7 +132,7 @@ _asks_of_types = 'isinstance', 'is_tensor', 'hasattr', 'type', 'getattr'
 @cache
 def looked_into(cls:type) -> set[str]:
     "List the variables that the methods of `cls` do more with than handing them on, as `f(*args, **kwargs)` does"
-    nodes = source_run(cls)
+    nodes = source_of(cls)
     handed_on = [n.value for n in nodes if isinstance(n, (ast.Starred,ast.keyword))]
     names = [n for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
     return {n.id for n in names if n not in handed_on}
@@ -165,7 +165,7 @@ def kinds_asked_for(cls:type) -> frozenset[type]: # Of int, float, bool and str
 @cache
 def catches(cls:type) -> bool:
     "Tell whether a method of `cls` catches errors"
-    return any(isinstance(n, ast.Try) and n.handlers for n in source_run(cls))
+    return any(isinstance(n, ast.Try) and n.handlers for n in source_of(cls))
 
 # %% ../../nbs/core/11_source.ipynb #21d8de20
 def parameters_of(f:Callable) -> list[Parameter]|None: # None if they aren't known
