@@ -15,7 +15,6 @@ from typing import Any, Callable, Hashable, NamedTuple
 import sys
 import numpy as np
 import torch
-from torch.utils._pytree import tree_map
 from .holders import tensors_in
 from .numbers import FromInput, HELD, KINDS, stand_in
 
@@ -32,13 +31,15 @@ class Question:
     sources:set[Hashable]=field(default_factory=set, repr=False)
     answers:set[Any]=field(default_factory=set)
     counts:set[int]=field(default_factory=set, repr=False) # How often it was asked in a call
+    asked_at:dict[int,int]=field(default_factory=dict, repr=False) # Number of a pass -> when it was asked first
 
     @property
     def is_open(self) -> bool:
         "Tell whether an input may bring an answer that has not been seen"
         if not self.questions.vary(self.sources): return False
         is_settled = len(self.answers)>1 or 'a tensor' in self.answers
-        return self.kind=='lost' or not is_settled or len(self.counts)>1
+        is_any = self.kind=='number' and self.questions.may_be_any(self.sources)
+        return self.kind=='lost' or is_any or not is_settled or len(self.counts)>1
 
 # %% ../../nbs/core/10_answers.ipynb #35dc5130
 Place = tuple[CodeType,Any] # A code object, and the position in its source
@@ -59,9 +60,8 @@ def place() -> Place:
 # %% ../../nbs/core/10_answers.ipynb #9f8d40b6
 def is_untold(o:Any) -> bool:
     "Tell whether `o`, an input that nothing can stand for, may decide about what a model does"
-    if isinstance(o, torch.Tensor): return False
-    held = o if isinstance(o, tuple) else vars(o).values() if hasattr(o, '__dict__') else ()
-    return not held or any(map(is_untold, held))
+    if isinstance(o, tuple): return any(map(is_untold, o)) # with names: others are held
+    return not isinstance(o, torch.Tensor)
 
 # %% ../../nbs/core/10_answers.ipynb #ebff215f
 Moment = tuple[Place,int] # Where in the code, and how often it was there before in the same call, 3 at most
@@ -89,6 +89,8 @@ class Questions:
         self.batches:set[Hashable] = set() # All that the model took
         self.asks_for_types = False # Does anything ask for the dtype of a tensor?
         self.call:tuple[str,int] = ('', 0) # The module that is running, and the number of its call
+        self.run = 0 # The number of the pass
+        self.time = 0 # Goes on with every question and every call of an operation
         self.is_running = False # Is a pass running?
         self.unmarked:frozenset[type] = frozenset() # Types of numbers for which the model takes no stand-ins
 
@@ -139,6 +141,8 @@ class Questions:
         "Note an answer"
         q = self.asked.get((kind, where, at))
         if q is None: q = self.asked[kind,where,at] = Question(self, where, kind, at, self.forced, self.batch)
+        self.time += 1
+        q.asked_at.setdefault(self.run, self.time)
         def note():
             q.sources |= sources
             q.answers.add(answer)
@@ -149,6 +153,10 @@ class Questions:
         "Tell whether the input decides what `sources` are; what wasn't asked for on every batch may be anything"
         def varies(s): return len(self.told[s])>1 or len(self.told_on[s])<len(self.batches)
         return any(s in self.told and varies(s) for s in sources)
+
+    def may_be_any(self, sources:set[Hashable]) -> bool:
+        "Tell whether one of `sources` is an input, or in a tensor, so that it may be anything"
+        return any('another' in self.told.get(s, ()) for s in sources)
 
     def marked(self, res:Any, sources:frozenset[Hashable]) -> Any:
         "Return the numbers `res` so that they remember their `sources`"
@@ -227,11 +235,16 @@ class Questions:
     def valued(self, by:Asker, out:Any) -> Any: # out: numbers that were in a tensor
         "Return numbers that remember where they were asked for"
         source = self.value_source(by)
-        return tree_map(lambda n: self.marked(n, source), out)
+        def told(o):
+            if not isinstance(o, list): return self.marked(o, source)
+            res = HELD[list](map(told, o))
+            res.questions,res.sources = self,source
+            return res
+        return told(out)
 
     def given(self, label:str, o:Any) -> Any: # What stands for `o`, if anything can
         "Note that the model is given `o` as the input `label`"
-        if type(o) in HELD: return self.held(label, o)
+        if type(o) in HELD and type(o) not in self.unmarked: return self.held(label, o)
         if o is None or ('option','',label) in self.asked: self.wonder('option', label, o if o is None else 'given')
         if o is None or isinstance(o, torch.Tensor): return o
         source = 'input',label

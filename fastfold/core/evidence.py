@@ -129,8 +129,8 @@ def follow_values(rec:Recorder, call:Pass) -> None:
     if not rec.questions.asks_for_values: return
     ts = tensors_of(call)
     for f in _changes:
-        changed = [f(t) if t.is_floating_point() else t.flip(-1) if t.ndim else t for t in ts]
-        rec.attempt(with_tensors(call, changed))
+        def changed(t): return f(t) if t.is_floating_point() else t.flip(-1) if t.ndim else t
+        rec.attempt(with_tensors(call, [changed(t) if t.layout is torch.strided else t for t in ts]))
 
 # %% ../../nbs/core/15_evidence.ipynb #313bd781
 def of_other_type(t:Tensor) -> Tensor:
@@ -183,6 +183,9 @@ def other_inputs(call:Pass) -> Iterator[Pass]: # Without results
     leaves,form = tree_flatten((call.args, call.kwargs))
     for i,o in enumerate(leaves):
         for new in alternatives(o): yield with_inputs(call, tree_unflatten([*leaves[:i], new, *leaves[i+1:]], form))
+    outer = set(map(id, (*call.args, *call.kwargs.values())))
+    inner = [i for i,o in enumerate(leaves) if isinstance(o, Tensor) and id(o) not in outer]
+    for i in inner: yield with_inputs(call, tree_unflatten([*leaves[:i], None, *leaves[i+1:]], form))
     flipped = [not o if isinstance(o, bool) else o for o in leaves]
     has_more_flags = sum(isinstance(o, bool) for o in leaves)>1
     if has_more_flags: yield with_inputs(call, tree_unflatten(flipped, form))
@@ -257,8 +260,8 @@ def follow_answers(rec:Recorder, most:int=20) -> None: # most: answers
 def follow_again(rec:Recorder, call:Pass) -> None:
     "Follow the second of two calls, if the first leaves anything behind"
     kept = (v.escapes_by for o in rec.record.ops for v in o.outputs)
-    if rec.record.changed or any(why and why.key=='kept' for why in kept):
-        rec.attempt(call, again=True)
+    was_altered = rec.before and rec.before.held.containers.was_altered
+    if was_altered or any(why and why.key=='kept' for why in kept): rec.attempt(call, again=True)
 
 # %% ../../nbs/core/15_evidence.ipynb #d38f0fb1
 def follow_rarer(rec:Recorder, call:Pass) -> None:

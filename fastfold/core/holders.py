@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'OWN_CONTAINERS', 'EMPTY', 'cached_function', 'tensors_in', 'type_of', 'content', 'refill_dict', 'refill',
-           'Containers', 'slots_of', 'slot', 'Slots', 'Modules', 'is_filled', 'Cells', 'Caches', 'is_ordinary',
-           'same_bits', 'Tensors', 'Arrays', 'generator_state', 'torch_generators', 'Generators']
+           'altered_keys', 'Containers', 'slots_of', 'slot', 'Slots', 'Modules', 'is_filled', 'Cells', 'Caches',
+           'is_ordinary', 'same_bits', 'Tensors', 'Arrays', 'generator_state', 'torch_generators', 'Generators']
 
 # %% ../../nbs/core/04_holders.ipynb #1013ccc8
 from collections import OrderedDict, deque
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import cache, partial
 from random import Random, SystemRandom
 from types import CellType, FunctionType
@@ -34,7 +34,8 @@ def tensors_in(
         elif isinstance(o, PLAIN): continue
         elif isinstance(o, (list,tuple)): res += tensors_in(*o)
         elif isinstance(o, dict): res += tensors_in(*o.values())
-        elif is_dataclass(o) and not isinstance(o, type): res += tensors_in(vars(o))
+        elif is_dataclass(o) and not isinstance(o, type):
+            res += tensors_in([getattr(o, f.name, None) for f in fields(o)])
         else:
             leaves = tree_leaves(o)
             if leaves!=[o]: res += tensors_in(*leaves)
@@ -85,12 +86,24 @@ def refill(
     if isinstance(o, set): set.update(o, what)
     else: own.extend(o, what)
 
+# %% ../../nbs/core/04_holders.ipynb #91b677c9
+def altered_keys(
+    o:Any, # A dict, list, deque or set, or of a type made of one
+    was:list # What was in it, as `content` gave it
+) -> list: # Keys of a dict, or places in a list
+    "List where `o` holds something else than it did"
+    own = type_of(o)
+    if isinstance(o, dict): return [k for k,v in zip(was, was[len(was)//2:]) if own.get(o, k, v) is not v]
+    return [i for i,(a,b) in enumerate(zip(o, was)) if a is not b] if isinstance(o, list) else []
+
 # %% ../../nbs/core/04_holders.ipynb #4e947d31
 class Containers:
     "Dicts, lists, deques and sets"
     def __init__(self) -> None:
         self.empty:list[Any] = [] # With nothing in them: most hooks
         self.full:list[tuple[Any,list]] = [] # With their content
+        self.altered:dict[tuple[int,Any],Any] = {} # The id of a container, and where it was altered -> the container
+        self.was_altered = False # Had anything to be restored?
 
     def note(self, o:Any) -> Iterable:
         "Write down the content of the container `o`, and return its values"
@@ -101,11 +114,15 @@ class Containers:
     def restore(self) -> None:
         "Let each container hold what it held"
         for o in self.empty:
+            self.was_altered |= bool(len(o))
             if len(o): refill(o, [])
         for o,was in self.full:
             now = content(o)
             is_same = len(now)==len(was) and all(map(operator.is_, now, was))
-            if not is_same: refill(o, was)
+            if is_same: continue
+            self.was_altered = True
+            self.altered |= {(id(o), k): o for k in altered_keys(o, was)}
+            refill(o, was)
 
 # %% ../../nbs/core/04_holders.ipynb #2bf702bf
 def slots_of(o:Any) -> list[str]:

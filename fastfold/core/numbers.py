@@ -10,6 +10,7 @@ __all__ = ['Int', 'Bool', 'Float', 'Str', 'KINDS', 'HELD', 'FromInput', 'sources
 
 # %% ../../nbs/core/09_numbers.ipynb #2e8bc972
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any, Callable, Hashable, Iterator
 import builtins, math, operator, sys
 import numpy as np
@@ -35,8 +36,8 @@ class FromInput:
         return self.questions.marked(number, sources_of(*args))
 
     def __array__(self, dtype=None, copy=None): return np.asarray(self.questions.lose(self.sources, self.plain), dtype)
-    def __reduce_ex__(self, protocol): return type(self.plain),(self.plain,) # what is stored must not remember
-    def __deepcopy__(self, memo): return self.plain
+    def __deepcopy__(self, memo): return self.questions.lose(self.sources, self.plain)
+    def __reduce_ex__(self, protocol): return type(self.plain),(deepcopy(self),) # what is stored doesn't remember
 
 # %% ../../nbs/core/09_numbers.ipynb #028f1ff1
 def sources_of(*numbers:Any) -> frozenset[Hashable]:
@@ -143,6 +144,7 @@ class Held:
     "A container that is an input, or in one"
     sources:frozenset[Hashable] # What decides about what it has
     questions:Any # The `Questions` that hear of it
+    __class__:Any = property(lambda self: type(self).__mro__[2])
 
 # %% ../../nbs/core/09_numbers.ipynb #e05b29e3
 def is_at_home() -> bool:
@@ -158,10 +160,10 @@ def heard(f:Callable) -> Callable: # f: a method of a container
     return _f
 
 # %% ../../nbs/core/09_numbers.ipynb #3b7d5132
-def item_from(kind:type) -> Callable: # kind: list or tuple
-    "Make the method that takes out one item or a part, which is heard unless it counts from the start"
+def item_from(kind:type) -> Callable: # kind: list, tuple or dict
+    "Make the method that takes out one item or a part, which is heard unless it is there, counted from the start"
     def _f(self, i):
-        is_heard = isinstance(i, slice) or i<0
+        is_heard = not dict.__contains__(self, i) if kind is dict else isinstance(i, slice) or i<0
         if is_heard and not is_at_home(): self.questions.lose(self.sources)
         return kind.__getitem__(self, i) # type: ignore[attr-defined]
     return _f
@@ -173,7 +175,7 @@ _silent = '''__class__ __new__ __init__ __getattribute__ __setattr__ __setitem__
 def container_from(kind:type) -> type: # kind: list, tuple or dict
     "Make the class of containers that are heard"
     own = {k:heard(f) for k,f in vars(kind).items() if callable(f) and k not in _silent}
-    own['__getitem__'] = kind.__getitem__ if kind is dict else item_from(kind) # type: ignore[attr-defined]
+    own['__getitem__'] = item_from(kind)
     return type(kind.__name__.capitalize(), (Held,kind), own)
 
 HELD:dict[type,Any] = {kind:container_from(kind) for kind in (list,tuple,dict)}

@@ -15,7 +15,7 @@ from inspect import Parameter
 from typing import Any, Callable, Iterable
 import torch
 from torch import nn, Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
+from torch.utils._pytree import tree_map, tree_map_only
 from .holders import tensors_in
 from .ops import OpRule, OPS
 from .numbers import functions_watched, KINDS
@@ -24,7 +24,7 @@ from .record import Pass, storage_of
 from .recorder import Dispatched, Functions, is_hooked, ModuleRecorder, modules_watched
 from .refusals import FoldError
 from .snapshot import Snapshot
-from .source import kinds_asked_for, parameters_of
+from .source import kinds_asked_for, left_out, parameters_of
 from .state import guarded, run
 
 # %% ../../nbs/core/14_passes.ipynb #7ca65af0
@@ -89,6 +89,7 @@ class Recorder(ModuleRecorder):
             if again or not self.is_warm: warm_up(module, done)
             hooked = {m for m in module.modules() if is_hooked(m)}
             self.record.n_runs += 1
+            self.questions.run = self.record.n_runs
             self.questions.begin(call if is_repeated else done, forced)
             args,kwargs = self.marked(module.forward, done)
             self.mark_state()
@@ -104,28 +105,21 @@ class Recorder(ModuleRecorder):
         inputs = fresh(call.args, call.kwargs)
         for t in tensors_in(inputs): self.value(t).from_input = True
         args,kwargs = inputs
-        names = [p.name for p in parameters_of(forward) or () if p.kind is not Parameter.VAR_POSITIONAL]
+        kinds = Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD
+        names = [p.name for p in parameters_of(forward) or () if p.kind in kinds]
         labels = [*names, *map(str, range(len(names), len(args)))]
         given = self.questions.given
-        defaults = {k:given(k, o) for k,o in self.defaults(forward, call).items()}
+        defaults = {k:given(k, o) for k,o in left_out(forward, call.args, call.kwargs).items()}
         takes_them = self.questions.unmarked!=KINDS
         by_name = {k:given(k, o) for k,o in kwargs.items()}
         return tuple(map(given, labels, args)),by_name | (defaults if takes_them else {})
 
     def mark_state(self) -> None:
         "Let numbers that the model keeps from call to call remember that, and the buffers that it writes into"
-        keys = {k for _,k in self.record.sets}
-        for m in self.record.changed:
-            own,name = vars(m),self.record.names[m]
-            for k in keys & own.keys(): own[k] = self.questions.given(f'{name}.{k}', own[k])
+        altered = self.before.held.containers.altered if self.before else {}
+        for (_,k),o in altered.items(): o[k] = self.questions.given(f'kept: {k}', o[k]) if type(o[k]) in KINDS else o[k]
         for t in self.model.buffers():
             if self.record.writers.get(storage_of(t)): self.value(t).from_input = True
-
-    def defaults(self, forward:Callable, call:Pass) -> dict[str,Any]: # By name
-        "List the options of `forward` that `call` leaves as they are, and that another could set"
-        left = [p for p in (parameters_of(forward) or [])[len(call.args):] if p.name not in call.kwargs]
-        by_name = [p for p in left if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
-        return {p.name:p.default for p in by_name if type(p.default) in (*KINDS,tuple,list)}
 
     def attempt(self,
         call:Pass, # As for `follow`, and what comes after it, too
@@ -152,8 +146,7 @@ class ExampleError(FoldError):
 # %% ../../nbs/core/14_passes.ipynb #22fb85d4
 def is_true_to(call:Pass, model:nn.Module) -> bool: # call: in which numbers and flags were marked
     "Tell whether `model` does the same with ordinary numbers and flags, if there are any among its inputs"
-    leaves,_ = tree_flatten((call.args, call.kwargs))
-    if not any(isinstance(o, (bool,int,float,str)) for o in leaves): return True
+    if all(isinstance(o, Tensor) for o in (*call.args, *call.kwargs.values())): return True
     a,b = tensors_in(call.result),tensors_in(run(model, *fresh(call.args, call.kwargs)))
     def is_same(s, t):
         if not s.is_floating_point(): return torch.equal(s, t)

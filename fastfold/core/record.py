@@ -8,6 +8,7 @@ __all__ = ['Value', 'Op', 'Pass', 'Record', 'storage_of', 'stride_of', 'value_in
 # %% ../../nbs/core/12_record.ipynb #3246704f
 from collections import defaultdict
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Iterable
 from weakref import ref
 import gc
@@ -32,6 +33,7 @@ class Value:
     users:list[Any]=field(default_factory=list) # Each `Op` that uses it, in order of execution, one entry per use
     from_input:bool=False # Does what is in it depend on the input of the model?
     is_free:bool=False # Does its shape depend on what is in the input?
+    gone_at:float=inf # When its tensor was gone
     seen_in:set[str]=field(default_factory=set) # Names of the modules whose forward had it
     order_asked_by:Any=None # An `Op` that depends on how its memory is laid out
     escapes_by:Reason|None=None # How it leaves the pass other than through its users, if it does
@@ -168,7 +170,8 @@ def value_in(t:Tensor, producer:Op|None=None) -> Value:
 # %% ../../nbs/core/12_record.ipynb #5060fab4
 class Values:
     "Know which `Value` each tensor holds at the moment"
-    def __init__(self) -> None:
+    def __init__(self, questions:Questions|None=None): # questions: have the time
+        self.questions = questions or Questions()
         self.held:dict[int,tuple[ref,Value]] = {} # id -> the tensor, held weakly, and what it holds
         self.on:dict[object,list[tuple[ref,Value]]] = defaultdict(list) # storage -> what has been on it
         self.keepers:set[str] = set() # Names of operations whose values are still held when no garbage is left
@@ -176,7 +179,8 @@ class Values:
     def new(self, t:Tensor, producer:Op|None=None) -> Value:
         "Make the value that `t` holds from now on"
         with torch._C.DisableTorchFunction(): v = value_in(t, producer)
-        self.held[id(t)] = ref(t),v
+        def go(_): v.gone_at = self.questions.time
+        self.held[id(t)] = ref(t, go),v
         self.on[v.storage].append(self.held[id(t)])
         return v
 

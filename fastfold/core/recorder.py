@@ -24,8 +24,8 @@ from .numbers import FromInput, plain_in
 from .answers import Questions
 from .record import new_record, Op, storage_of, Value, Values
 from .holders import tensors_in
-from fastfold.core.source import (arguments, arguments_of, catches, looked_into, takes_more, tested,
-    types_tested)
+from .source import (arguments, arguments_of, catches, left_out, looked_into, parts_told, takes_more,
+    tested, types_tested)
 from .writes import written
 
 # %% ../../nbs/core/13_recorder.ipynb #69dba843
@@ -37,9 +37,9 @@ def func_name(func:Callable) -> str:
     return f'{prop}=' if name=='__set__' else name
 
 # %% ../../nbs/core/13_recorder.ipynb #f7119624
-_numbers = (int,float,complex,list,np.ndarray)
+_numbers = (int,float,complex,str,list,np.ndarray)
 _states = 'requires_grad','is_contiguous' # answers that another call may get otherwise
-_types = 'dtype','is_floating_point','is_complex'
+_types = 'dtype','is_floating_point','is_complex','is_signed','element_size','itemsize','type'
 
 class FunctionRecorder:
     "Write down calls of torch functions in a `Record`"
@@ -50,12 +50,13 @@ class FunctionRecorder:
     ):
         self.model = model
         self.rules = rules
-        self.values = Values()
-        self.record = new_record(model, self.values, questions)
+        self.questions = questions or Questions()
+        self.values = Values(self.questions)
+        self.record = new_record(model, self.values, self.questions)
         self.known = set(self.record.params.values()) # What parameters and buffers held at first
         self.own = {v.storage for v in self.known} # Their memory
-        self.questions = self.record.questions
         self.n_calls = 0 # Of modules
+        self.told:set[Any] = set() # Modules that get arguments which the model is given, whatever they are called
         self.op:Op|None = None # The call that is running
 
     @property
@@ -107,7 +108,8 @@ class FunctionRecorder:
         "Note what `op`, which made no tensor, tells of its inputs"
         if not any(v.from_input for v in op.inputs): return out
         if op.name in _types: self.questions.typed(out)
-        is_told = op.rule.gives_numbers or not op.rule.asks and isinstance(out, _numbers) or op.name in _states
+        is_number = op.rule.gives_numbers or not op.rule.asks and isinstance(out, _numbers)
+        is_told = is_number or op.rule.exposes and out is not None or op.name in _states
         if not is_told: return out
         qs,by = self.questions,self.questions.here()
         if op.name=='__len__': return qs.lose(qs.size_sources(by, out)[0], out, by)
@@ -129,6 +131,7 @@ class FunctionRecorder:
         only_asks = not out and op.rule.asks and not any(v in self.known for v in op.inputs)
         hands_on = out and not op.outputs and not op.is_layer # what it was given, as dropout does in evaluation
         if not only_asks and not hands_on: self.record.add(op)
+        self.questions.time += 1
 
 # %% ../../nbs/core/13_recorder.ipynb #59b0c0f3
 class Functions(TorchFunctionMode):
@@ -245,6 +248,7 @@ class ModuleRecorder(FunctionRecorder):
                 op.caller = caller
                 return self.unwatched(orig, m, args, op)
             self.note_given(m, caller, args, kwargs)
+            if m in self.told: kwargs = kwargs | self.options(m, args, kwargs)
             if type(m) not in self.torch_own: self.note_options(m, args, kwargs)
             if m._forward_pre_hooks: self.note_hook(m, args, kwargs)
             out = orig(m, *args, **kwargs)
@@ -262,24 +266,35 @@ class ModuleRecorder(FunctionRecorder):
         "Note what the source of the running module `m` asks about its arguments, which no tensor shows"
         cls:Any = type(m)
         if catches(cls): self.questions.wonder('caught', 'errors', None)
-        if m is self.model: return self.note_inputs(cls, args, kwargs)
+        if m is self.model or m in self.told: return self.note_inputs(m, args, kwargs)
         names = tested(cls)
         for name,o in arguments(cls.forward, args, kwargs, with_defaults=False).items() if names else ():
             if name in names and o is None: self.questions.wonder('option', name, None)
             if name in names and isinstance(o, Tensor): self.questions.wonder('option', name, 'a tensor')
 
-    def note_inputs(self, cls:Any, args:tuple, kwargs:dict) -> None:
-        "Note what the source of `cls`, the class of the model, asks about its inputs, which no tensor shows"
+    def options(self, m:nn.Module, args:tuple, kwargs:dict) -> dict[str,Any]: # What stands for them, by name
+        "Note the options of `m`, which the model may be given for it, and which are left as they are"
+        given = {k:self.questions.given(f'{self.where}.{k}', o) for k,o in left_out(m.forward, args, kwargs).items()}
+        return given if not self.questions.unmarked else {}
+
+    def note_inputs(self, m:nn.Module, args:tuple, kwargs:dict) -> None:
+        "Note what the source of `m`, which gets what the model is given, asks about that, and no tensor shows"
+        cls:Any = type(m)
         wonder,ps = self.questions.wonder,arguments_of(cls.forward) or []
+        if 'forward' in vars(m): wonder('option', 'forward', None) # it isn't that of its class
+        takes_any = any(p.kind in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL) for p in ps)
+        if takes_any: self.told |= {getattr(m, k, None) for k in parts_told(cls)}
+        asked,names = looked_into(cls),[p.name for p in ps]
         given = arguments(cls.forward, args, kwargs, with_defaults=True)
         for p in ps:
             o = given.get(p.name)
-            if p.kind is Parameter.VAR_KEYWORD and p.name in looked_into(cls): wonder('option', p.name, tuple(kwargs))
-            if p.kind is Parameter.VAR_POSITIONAL and p.name in looked_into(cls): self.questions.counted(len(args))
+            is_asked = asked is None or p.name in asked
+            if p.kind is Parameter.VAR_KEYWORD and is_asked: wonder('option', p.name, tuple(kwargs.keys() - names))
+            if p.kind is Parameter.VAR_POSITIONAL and is_asked: self.questions.counted(len(args))
             if p.kind in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL): continue
-            if p.name in tested(cls) and o is None: wonder('option', p.name, None)
-            if p.name in tested(cls) and isinstance(o, Tensor): wonder('option', p.name, 'given')
-            if p.name in types_tested(cls): wonder('instance', p.name, type(o).__name__)
+            if is_asked and o is None: wonder('option', p.name, None)
+            if p.name in tested(cls) and o is not None: wonder('option', p.name, 'given')
+            if p.name in types_tested(cls) and o is not None: wonder('instance', p.name, type(o).__name__)
 
     def note_returned(self, caller:str, out:Any) -> None:
         "Note that `caller` gets `out` from the running module"

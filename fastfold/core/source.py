@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['own_methods', 'names_in', 'names_read', 'nodes_of', 'source_of', 'functions_mentioned', 'source_run', 'is_whole_call',
-           'uses_of', 'is_called', 'names_tested', 'tested', 'types_tested', 'looked_into', 'compared_in',
-           'kinds_named', 'kinds_asked_for', 'catches', 'parameters_of', 'arguments_of', 'most_arguments', 'takes_more',
-           'arguments']
+           'uses_of', 'is_called', 'is_used_once', 'names_tested', 'tested', 'types_tested', 'names_of_self', 'is_part',
+           'looked_into', 'parts_told', 'compared_in', 'kinds_named', 'kinds_asked_for', 'catches', 'parameters_of',
+           'arguments_of', 'most_arguments', 'takes_more', 'arguments', 'left_out']
 
 # %% ../../nbs/core/11_source.ipynb #23055377
 from collections import defaultdict
@@ -23,7 +23,9 @@ from torch import nn, Tensor
 def own_methods(cls:type) -> list[Callable]:
     "List the methods of `cls` that neither PyTorch's classes have nor run when it is made"
     own = [c for c in cls.__mro__ if not c.__module__.startswith('torch.nn.modules')]
-    return [f for c in own for k,f in vars(c).items() if isfunction(f) and k!='__init__']
+    found = [o for c in own for k,o in vars(c).items() if k!='__init__']
+    found = [getattr(o, '__func__', getattr(o, 'fget', o)) for o in found] # of static methods, and of properties
+    return [f for f in found if isfunction(f)]
 
 # %% ../../nbs/core/11_source.ipynb #898e2cf7
 def names_in(code:CodeType) -> set[str]:
@@ -96,6 +98,11 @@ def is_called(parent:nn.Module, name:str) -> bool:
     uses = uses_of(type(parent)).get(name, ()) # type: ignore[arg-type]
     return bool(uses) and all(uses)
 
+# %% ../../nbs/core/11_source.ipynb #e0feccfb
+def is_used_once(cls:type, name:str) -> bool:
+    "Tell whether the methods of `cls` mention the attribute `name` in one place"
+    return len(uses_of(cls).get(name, ()))==1
+
 # %% ../../nbs/core/11_source.ipynb #9cfb6c32
 def names_tested(test:ast.AST) -> set[str]: # test: a condition
     "List the variables whose truth or identity decides about `test`; not those whose size or content does"
@@ -128,14 +135,37 @@ def types_tested(cls:type) -> set[str]:
 
 _asks_of_types = 'isinstance', 'is_tensor', 'hasattr', 'type', 'getattr'
 
-# %% ../../nbs/core/11_source.ipynb #f23eed46
+# %% ../../nbs/core/11_source.ipynb #1c389046
 @cache
-def looked_into(cls:type) -> set[str]:
-    "List the variables that the methods of `cls` do more with than handing them on, as `f(*args, **kwargs)` does"
+def names_of_self(cls:type) -> set[str]:
+    "List what the methods of `cls` call the object that they are of"
+    defined = [n.args.args for n in source_of(cls) if isinstance(n, ast.FunctionDef)]
+    return {a[0].arg for a in defined if a}
+
+# %% ../../nbs/core/11_source.ipynb #9b01e8da
+def is_part(f:ast.AST, cls:type) -> bool: # f: what is called
+    "Tell whether `f` is a part of an object of `cls`, as `self.block` is, and no method of it"
+    while isinstance(f, ast.Subscript): f = f.value
+    is_own = isinstance(f, ast.Attribute) and isinstance(f.value, ast.Name) and f.value.id in names_of_self(cls)
+    return is_own and not hasattr(cls, f.attr) # type: ignore[attr-defined]
+
+# %% ../../nbs/core/11_source.ipynb #db9e8b35
+@cache
+def looked_into(cls:type) -> set[str]|None: # None if there is no source
+    "List the variables that the methods of `cls` do more with than handing them to parts, as `self.block(*args)` does"
     nodes = source_of(cls)
-    handed_on = [n.value for n in nodes if isinstance(n, (ast.Starred,ast.keyword))]
+    calls = [n for n in nodes if isinstance(n, ast.Call) and is_part(n.func, cls)]
+    handed = [a.value if isinstance(a, (ast.Starred,ast.keyword)) else a for n in calls for a in (*n.args, *n.keywords)]
     names = [n for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
-    return {n.id for n in names if n not in handed_on}
+    return {n.id for n in names if n not in handed} if nodes else None
+
+# %% ../../nbs/core/11_source.ipynb #3f9e2f13
+@cache
+def parts_told(cls:type) -> set[str]: # Names of attributes
+    "List the parts to which `cls` hands arguments of any number or name, as in `self.block(*args, **options)`"
+    calls = [n for n in source_of(cls) if isinstance(n, ast.Call) and is_part(n.func, cls)]
+    def takes_any(n): return any(isinstance(a, ast.Starred) for a in n.args) or any(k.arg is None for k in n.keywords)
+    return {o.attr for n in filter(takes_any, calls) for o in ast.walk(n.func) if isinstance(o, ast.Attribute)}
 
 # %% ../../nbs/core/11_source.ipynb #9f806f97
 def compared_in(n:ast.Compare) -> list[ast.AST]:
@@ -149,14 +179,14 @@ def kinds_named(n:ast.Compare) -> set[type]: # n: a comparison
     calls = [o for o in sides if isinstance(o, ast.Call) and getattr(o.func, 'id', '')=='type']
     if not calls:
         is_flag = any(isinstance(o, ast.Constant) and isinstance(o.value, bool) for o in sides)
-        return {bool} if is_flag and not any(isinstance(o, ast.Attribute) for o in sides) else set()
+        return {bool} if is_flag else set()
     names = {o.id for s in sides if s not in calls for o in ast.walk(s) if isinstance(o, ast.Name)}
     is_clear = len(calls)==1 and names and all(isinstance(getattr(builtins, o, None), type) for o in names)
-    return {t for t in (int,float,bool,str) if t.__name__ in names or not is_clear}
+    return {t for t in (int,float,bool,str,list,tuple,dict) if t.__name__ in names or not is_clear}
 
 # %% ../../nbs/core/11_source.ipynb #8d64dadd
 @cache
-def kinds_asked_for(cls:type) -> frozenset[type]: # Of int, float, bool and str
+def kinds_asked_for(cls:type) -> frozenset[type]: # Of numbers, strings and containers
     "List the types that a method of `cls` asks for itself"
     found = [kinds_named(n) for n in source_run(cls) if isinstance(n, ast.Compare)]
     return frozenset().union(*found)
@@ -208,3 +238,10 @@ def arguments(
     if ps is None: return kwargs
     defaults = {p.name:p.default for p in ps if with_defaults and p.default is not Parameter.empty}
     return defaults | dict(zip([p.name for p in ps], args)) | kwargs
+
+# %% ../../nbs/core/11_source.ipynb #4e537b53
+def left_out(forward:Callable, args:tuple, kwargs:dict) -> dict[str,Any]: # By name
+    "Return the options that a call of `forward`, a bound method or a function, leaves as they are, and that are not None"
+    left = [p for p in (parameters_of(forward) or [])[len(args):] if p.name not in kwargs]
+    by_name = [p for p in left if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
+    return {p.name:p.default for p in by_name if p.default is not None and p.default is not Parameter.empty}

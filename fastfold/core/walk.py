@@ -13,7 +13,7 @@ from typing import Any, Iterator
 from torch import nn
 from torch.utils._pytree import tree_leaves
 from .affine import Affine
-from .doubts import doubts
+from .doubts import Doubt, doubts, is_called_once, is_gone_before
 from .crossing import cross, crossing_of, flips_extreme
 from .request import map_along
 from .crossing import reads_elements, spare_reader
@@ -98,9 +98,17 @@ class Walker:
     def check_certain(self, value:Value) -> None:
         "Refuse if a module has `value` that may do something else with it for another input"
         for name in sorted(value.seen_in & self.doubts.keys()):
-            q = self.doubts[name]
+            doubt = self.doubts[name]
+            if self.is_past(value, name, doubt): continue
+            q = doubt.questions[0]
             who = Mention(q.where or 'the model', is_layer=bool(q.where))
             raise CannotFold(q.kind, who=who, option=q.at)
+
+    def is_past(self, value:Value, name:str, doubt:Doubt) -> bool:
+        "Tell whether all was done with `value`, and with the modules around it, before the one named `name` asked"
+        modules = [op for op in (value.producer, *value.users) if op and op.is_layer]
+        record = self.inspector.record
+        return is_gone_before(value, doubt) and all(is_called_once(record, op, name) for op in modules)
 
     def is_folded_away(self, m:Any) -> bool:
         "Tell whether `m` is a norm that has a home, and leaves nothing behind"
