@@ -120,8 +120,9 @@ class Containers:
             now = content(o)
             is_same = len(now)==len(was) and all(map(operator.is_, now, was))
             if is_same: continue
-            self.was_altered = True
-            self.altered |= {(id(o), k): o for k in altered_keys(o, was)}
+            keys = [k for k in altered_keys(o, was) if k!='training'] # whoever puts it in evaluation alters that
+            self.altered |= {(id(o), k): o for k in keys}
+            self.was_altered |= bool(keys) or len(now)!=len(was)
             refill(o, was)
 
 # %% ../../nbs/core/04_holders.ipynb #2bf702bf

@@ -241,7 +241,7 @@ def arguments(
 
 # %% ../../nbs/core/11_source.ipynb #4e537b53
 def left_out(forward:Callable, args:tuple, kwargs:dict) -> dict[str,Any]: # By name
-    "Return the options that a call of `forward`, a bound method or a function, leaves as they are, and that are not None"
+    "Return the options but None that a call of `forward`, a bound method or a function, leaves as they are"
     left = [p for p in (parameters_of(forward) or [])[len(args):] if p.name not in kwargs]
     by_name = [p for p in left if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
     return {p.name:p.default for p in by_name if p.default is not None and p.default is not Parameter.empty}
