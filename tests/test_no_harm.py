@@ -442,7 +442,7 @@ def test_input_that_is_compared_by_identity(missing):
         def forward(self, x, m): return super().forward(x) if m is missing else 1/0
     folder = BN_Folder()
     folder.fold(live(Optional()), x, missing)
-    assert len(folder.report.folded)==1
+    assert 'ordinary number' in folder.report.kept[0].reason # any other object may decide otherwise
 
 def test_load_that_fails():
     class Refuses(Net):
@@ -472,7 +472,7 @@ def test_input_of_any_kind(make):
     folder.plan(model, b)
     folded = folder.fold(model, b)
     now = b['x'] if isinstance(b, collections.UserDict) else b.x
-    assert torch.equal(now, x) and len(folder.report.folded)==1
+    assert torch.equal(now, x) and 'ordinary number' in folder.report.kept[0].reason # what an object has isn't heard
     with torch.no_grad(): torch.testing.assert_close(folded(make(x.clone())), model(make(x.clone())))
 
 @pytest.mark.parametrize('child_first', [False, True])

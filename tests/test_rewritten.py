@@ -82,9 +82,9 @@ class Choose(nn.Module):
 
 def test_choice():
     "The scale of one of several parts doesn't go into what all of them have"
-    stays(Choose(Scale(), Scale()), images, 0, others=[(images, 1)], why='depends on the input')
+    stays(Choose(Scale(), Scale()), images, 0, others=[(images, 1)], why='ordinary number')
     def head(): return Block(lambda m,x: m.conv((x*m.g).relu()), conv=conv(), g=gamma(4, 1, 1))
-    stays(Choose(head(), head()), images, 0, others=[(images, 1)], why='depends on the input')
+    stays(Choose(head(), head()), images, 0, others=[(images, 1)], why='ordinary number')
     def own(): return Block(lambda m,x: m.g*m.conv(x), conv=conv(), g=gamma(4, 1, 1))
     rep,_ = stays(Choose(own(), own()), images, 0, others=[(images, 1)], why='never runs it')
     assert len(rep.folded)==1

@@ -117,7 +117,7 @@ class Questions:
         "Note what was answered in one call"
         for q,(answer,sources) in answers.items():
             q.counts.add(self.repeats[call,q.at[0],sources])
-        for n in 2,3:
+        for n in (2,3) if len(answers)<10 else (2,):
             for some in combinations(answers, n):
                 self.together.setdefault(some, set()).add(tuple(answers[q][0] for q in some))
 
@@ -203,13 +203,17 @@ class Questions:
         made = [self.marked(n, s) for n,s in zip(ns, sources)]
         return made[0] if type(out) is int else torch.Size(made)
 
+    def container(self, kind:type, items:Any, sources:frozenset[Hashable]) -> Any:
+        "Return a list, tuple or dict of `items` that hears who asks what it has"
+        res = HELD[kind](items)
+        res.questions,res.sources = self,sources
+        return res
+
     def parted(self, out:Any) -> Any: # out: a tuple or list of tensors
         "Return the values into which an operation has parted one, so that counting them is heard"
         if not self.is_running: return out
-        res = HELD[type(out)](out)
-        res.questions = self
-        res.sources, = self.size_sources(self.here(), len(out))
-        return res
+        source, = self.size_sources(self.here(), len(out))
+        return self.container(type(out), out, source)
 
     def typed(self, dtype:Any) -> None:
         "Note that a module asks for the `dtype` of a tensor, or something of it"
@@ -236,10 +240,7 @@ class Questions:
         "Return numbers that remember where they were asked for"
         source = self.value_source(by)
         def told(o):
-            if not isinstance(o, list): return self.marked(o, source)
-            res = HELD[list](map(told, o))
-            res.questions,res.sources = self,source
-            return res
+            return self.container(list, map(told, o), source) if isinstance(o, list) else self.marked(o, source)
         return told(out)
 
     def given(self, label:str, o:Any) -> Any: # What stands for `o`, if anything can
@@ -258,10 +259,9 @@ class Questions:
         "Note that the model is given the list, tuple or dict `o`"
         source = 'input',label
         self.tell(source, *([len(o)] if tensors_in(o) and not isinstance(o, dict) else ['one', 'another']))
-        if isinstance(o, dict): res = HELD[dict]({k:self.given(f'{label}[{k!r}]', v) for k,v in o.items()})
-        else: res = HELD[type(o)]([self.given(f'{label}[{i}]', v) for i,v in enumerate(o)])
-        res.questions,res.sources = self,frozenset({source})
-        return res
+        items = o.items() if isinstance(o, dict) else enumerate(o)
+        given = {k:self.given(f'{label}[{k!r}]', v) for k,v in items}
+        return self.container(type(o), given if isinstance(o, dict) else given.values(), frozenset({source}))
 
     def used(self, numbers:list[FromInput]) -> list[Question]:
         "Note that an operation is given `numbers`"

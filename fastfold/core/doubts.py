@@ -36,7 +36,7 @@ def doubts(record:Record) -> dict[str,Doubt]: # By the name of the module
     reached = set(todo)
     while todo:
         name = todo.pop()
-        for told in {b for a,b in record.tells if a==name} | readers(record, name):
+        for told in {b for a,b in record.tells if a==name!=b} | readers(record, name):
             found.setdefault(told, Doubt(found[name].questions)).is_told = True
             if told not in reached: todo.append(told)
             reached.add(told)

@@ -139,12 +139,14 @@ def of_other_type(t:Tensor) -> Tensor:
 
 # %% ../../nbs/core/15_evidence.ipynb #bcafd337
 def follow_types(rec:Recorder, call:Pass) -> None:
-    "Follow batches of other dtypes, if the model asks for them"
+    "Follow batches of other dtypes, if the model asks for them, for inputs that no layer gets as they are"
     if not rec.questions.asks_for_types: return
+    given = [v for calls in rec.record.calls.values() for o in calls for v in o.inputs if v.producer is None]
+    fixed = {(v.shape, v.dtype) for v in given if v.from_input}
     ts = tensors_of(call)
-    new = list(map(of_other_type, ts))
-    rec.attempt(with_tensors(call, new))
-    for i in range(len(ts)) if len(ts)>1 else (): rec.attempt(with_tensors(call, [*ts[:i], new[i], *ts[i+1:]]))
+    for i,t in enumerate(ts):
+        if (tuple(t.shape), t.dtype) in fixed: continue
+        rec.attempt(with_tensors(call, [*ts[:i], of_other_type(t), *ts[i+1:]]))
 
 # %% ../../nbs/core/15_evidence.ipynb #d6d5e3de
 def alternatives(o:Any) -> list[Any]:

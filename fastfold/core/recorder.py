@@ -24,8 +24,8 @@ from .numbers import FromInput, plain_in
 from .answers import Questions
 from .record import new_record, Op, storage_of, Value, Values
 from .holders import tensors_in
-from .source import (arguments, arguments_of, catches, left_out, looked_into, parts_told, takes_more,
-    tested, types_tested)
+from .source import (arguments, catches, left_out, looked_into, parameters_of, parts_told,
+    takes_more, tested, types_tested)
 from .writes import written
 
 # %% ../../nbs/core/13_recorder.ipynb #69dba843
@@ -280,12 +280,12 @@ class ModuleRecorder(FunctionRecorder):
     def note_inputs(self, m:nn.Module, args:tuple, kwargs:dict) -> None:
         "Note what the source of `m`, which gets what the model is given, asks about that, and no tensor shows"
         cls:Any = type(m)
-        wonder,ps = self.questions.wonder,arguments_of(cls.forward) or []
-        if 'forward' in vars(m): wonder('option', 'forward', None) # it isn't that of its class
+        wonder,is_own = self.questions.wonder,'forward' not in vars(m) # is it that of its class?
+        ps = parameters_of(m.forward) or []
         takes_any = any(p.kind in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL) for p in ps)
         if takes_any: self.told |= {getattr(m, k, None) for k in parts_told(cls)}
-        asked,names = looked_into(cls),[p.name for p in ps]
-        given = arguments(cls.forward, args, kwargs, with_defaults=True)
+        asked,names = looked_into(cls) if is_own else None,[p.name for p in ps]
+        given = {p.name:p.default for p in ps} | dict(zip(names, args)) | kwargs
         for p in ps:
             o = given.get(p.name)
             is_asked = asked is None or p.name in asked

@@ -21,6 +21,7 @@ class Given(NamedTuple):
     x:Tensor # [N, 4, H, W], float64
     t:int=1
     flag:bool=False
+    mask:Tensor|None=None # [N, 1, H, W]
 
 # %% ../../nbs/lab/14_asking.ipynb #77553939
 def inputs() -> list[Given]:
@@ -30,7 +31,8 @@ def inputs() -> list[Given]:
     return [Given(image(2,4,6,6)), Given(image(3,4,6,6)), Given(image(1,4,6,6)),
         Given(image(2,4,9,9)), Given(image(2,4,7,12)), Given(image(5,4,11,5)), Given(6*image(2,4,6,6)),
         Given(image(2,4,6,6).abs() + 2, 3), Given(-image(1,4,8,8).abs(), 0, True),
-        Given(torch.zeros(2,4,6,6, dtype=torch.float64), 2), Given(image(4,4,20,30), 4, True)]
+        Given(torch.zeros(2,4,6,6, dtype=torch.float64), 2), Given(image(4,4,20,30), 4, True),
+        Given(image(2,4,6,6), 1, False, image(2,1,6,6)), Given(image(3,4,8,6), 0, True, image(3,1,8,6))]
 
 # %% ../../nbs/lab/14_asking.ipynb #5ad8fa07
 conditions:dict[str,Callable] = { # (inputs, value) -> bool, or a tensor with one
@@ -47,6 +49,10 @@ conditions:dict[str,Callable] = { # (inputs, value) -> bool, or a tensor with on
     'more': lambda g,y: g.t>1,
     'same': lambda g,y: torch.equal(g.x[:1], g.x[-1:]),
     'either': lambda g,y: g.flag or g.x.shape[2]>8,
+    'masked': lambda g,y: g.mask is not None,
+    'listed': lambda g,y: g.x.shape[2] in (7, 9, 11),
+    'known': lambda g,y: {8: True}.get(g.x.shape[2], False),
+    'both': lambda g,y: all([g.flag, g.t>1]),
 }
 
 # %% ../../nbs/lab/14_asking.ipynb #eba7b040
@@ -66,6 +72,11 @@ numbers:dict[str,Callable] = { # (inputs, value) -> a number
     'log': lambda g,y: math.log2(g.x.shape[-1]),
     'larger': lambda g,y: g.x.shape[-1]>7,
     'hundreds': lambda g,y: g.x.shape[-1]//10,
+    'text': lambda g,y: len(f'{g.x.shape[-1]:>{g.t}}'),
+    'range': lambda g,y: len(range(g.x.shape[2])),
+    'table': lambda g,y: [*range(100)][g.x.shape[2]],
+    'rows': lambda g,y: len(g.x[0,0].tolist()),
+    'found': lambda g,y: len(g.x[g.x>1]),
 }
 
 # %% ../../nbs/lab/14_asking.ipynb #d1a8297d
@@ -78,8 +89,8 @@ class AskingNet(nn.Module):
         self.text:list[str] = [] # What they are
         self.kept:Any = None # What a step keeps aside
 
-    def forward(self, x:Tensor, t:int=1, flag:bool=False) -> tuple:
-        given,y = Given(x, t, flag),x
+    def forward(self, x:Tensor, t:int=1, flag:bool=False, mask:Tensor|None=None) -> tuple:
+        given,y = Given(x, t, flag, mask),x
         for step in self.steps:
             y = step(self, given, y)
             if isinstance(y, tuple): break

@@ -87,9 +87,10 @@ def check_asking(net:nn.Module) -> FoldReport: # net: in evaluation, float64
         want = seen(net, g)
         if want is None: continue
         got = seen(folded, g)
-        assert got is not None, f'fails for {tuple(g.x.shape)}, {g.t}, {g.flag}: {folder.report}'
+        what = f'{tuple(g.x.shape)}, {g.t}, {g.flag}, {g.mask is not None}'
+        assert got is not None, f'fails for {what}: {folder.report}'
         alike = all(a.shape==b.shape for a,b in zip(want, got, strict=True))
-        assert alike and difference(want, got)<1e-9, f'wrong for {tuple(g.x.shape)}, {g.t}, {g.flag}: {folder.report}'
+        assert alike and difference(want, got)<1e-9, f'wrong for {what}: {folder.report}'
     assert folder.report
     return folder.report
 
