@@ -1584,3 +1584,112 @@ class FlipsInput(nn.Module):
     def forward(self, x, tta):
         y = self.block(x)
         return (y+self.block(x.flip(-1)).flip(-1))/2 if tta else y
+
+# what C reads of a number, what containers have, what an option does elsewhere
+
+def scales_if(name, asks, *others):
+    "A network that doubles between convolution and norm where `asks` says so"
+    def forward(self, x):
+        y = self.conv(x)
+        return self.bn(2*y if asks(x) else y)
+    net('asks', (im(),), [*others, (im(3),)])(type(name, (CB,), dict(forward=forward)))
+
+scales_if('TableOfSizes', lambda x: ([False]*20 + [True]*50)[x.shape[-1]], (im(1, 32),))
+scales_if('SizeAsText', lambda x: f'{x.shape[-1]}'=='32', (im(1, 32),))
+scales_if('SizeInSet', lambda x: x.shape[-1] in {32, 64}, (im(1, 32),))
+scales_if('SizesAsKey', lambda x: {(32,32): True}.get(tuple(x.shape[2:]), False), (im(1, 32),))
+scales_if('RangeOfSizes', lambda x: len(range(x.shape[-1]))>20, (im(1, 32),))
+scales_if('ArrayOfSizes', lambda x: (np.array(x.shape[2:])>20).all(), (im(1, 32),))
+scales_if('NumberOfElements', lambda x: x.shape.numel()>5000, (im(2, 32),))
+scales_if('NestedList', lambda x: len(x[0,0].tolist())>20, (im(1, 32),))
+scales_if('LargeOnes', lambda x: len(x[x>100])>0, (im(at=200.),))
+scales_if('TwoAnswers', lambda x: all([x.shape[-1]>20, x.shape[-2]>20]), (im(1, 32),))
+
+@net('asks', (r(2, 3, 3, 8, 8),), [(r(2, 9, 3, 8, 8),)])
+class LateFrames(CB):
+    def forward(self, x):
+        frames = [self.conv(x[:,t]) for t in range(x.shape[1])]
+        return torch.stack([self.bn(y*.5 if t>=7 else y) for t,y in enumerate(frames)])
+
+@net('asks', (dict(x=im()),), [(dict(x=im(), mask=vec(2, 1)),)])
+class MaskInDict(CB):
+    def forward(self, batch):
+        y = self.conv(batch['x'])
+        return self.bn(y*batch['mask'].view(-1, 1, 1, 1) if 'mask' in batch else y)
+
+@net('asks', ([im(), im()],), [([im()]*3,), ([im()],)])
+class ManyImages(CB):
+    def forward(self, xs):
+        y = self.conv(sum(xs))
+        return self.bn(y/len(xs))
+
+@net('asks', (im(),), [In((im(),), dict(layers=[0]))])
+class EmptyDefault(CB):
+    def forward(self, x, layers=()):
+        y = self.conv(x)
+        return self.bn(y.relu() if 0 in layers else y)
+
+class HasFlag(CB):
+    def forward(self, x, flag=False):
+        y = self.conv(x)
+        return self.bn(y.relu() if flag else y)
+
+@net('asks', (im(),), [In((im(),), dict(flag=True))])
+class HandsOptionsOn(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.part = HasFlag()
+    def forward(self, *args, **kwargs): return self.part(*args, **kwargs)
+
+@net('asks', (im(), False), [(im(), True)])
+class FlagItself(CB):
+    def forward(self, x, flag):
+        y = self.conv(x)
+        return self.bn(2*y if flag is True else y)
+
+@net('asks', (im(),), [(im(),)]*6)
+class EveryFifth(CB):
+    "Counts from call to call"
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+    def forward(self, x):
+        self.calls += 1
+        y = self.conv(x)
+        return self.bn(2*y if self.calls%5==0 else y)
+
+@net('asks', (im(),), [(im(2, 16),), (im(1),)])
+class LayersUsedElsewhere(nn.Module):
+    "The forward mentions its layers once; what it calls mentions them, too"
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([conv(), nn.BatchNorm2d(8)])
+        self.steps = [lambda layers,x: layers[1](layers[0](x)), self.adds_if_large]
+    @staticmethod
+    def adds_if_large(layers, y): return y + layers[0](y[:,:3]).mean() if y.shape[2] in {14} else y
+    def forward(self, x):
+        for step in self.steps: x = step(self.layers, x)
+        return x
+
+@net('asks', (im(at=1.),), [(im(at=1.), vec()), (im(at=-1.), vec()), (im(at=-1.),)])
+class OptionBehindBranch(CB):
+    "The option matters only where another answer leads"
+    def forward(self, x, target=None):
+        y = self.conv(x)
+        if x.mean()>0: return y
+        if target is not None: return y
+        return self.bn(y)
+
+@plain((im(),), [(im(3),), (im(2, 12),), (im(1, 11),)])
+class AsksAfterwards(CB):
+    "What is asked after the norm changes nothing before it"
+    def forward(self, x):
+        y = self.bn(self.conv(x))
+        return F.interpolate(y, size=(int(x.shape[2]*.5), int(x.shape[3]*.5)))
+
+@plain((im(),), [(im(3),), (im(1, 11),), (im(), torch.tensor([1, 0]))])
+class LossIfTarget(CB):
+    "Takes a target of class numbers"
+    def forward(self, x, target=None):
+        out = self.bn(self.conv(x)).mean((2,3))
+        return out if target is None else F.cross_entropy(out, target)

@@ -7,22 +7,24 @@ __all__ = ['Axis', 'Length', 'about_half', 'half', 'slightly_more', 'more', 'dou
            'Change', 'Forced', 'axis_groups', 'with_length', 'resized', 'is_likely_free', 'changeable', 'to',
            'sizes_to_try', 'tensors_of', 'with_inputs', 'with_tensors', 'follow_sizes', 'follow_values',
            'of_other_type', 'follow_types', 'alternatives', 'other_lengths', 'other_lists', 'other_counts',
-           'other_inputs', 'other_options', 'other_tensors', 'without_option', 'follow_inputs', 'other_answers',
-           'other_sizes', 'follow_answers', 'follow_again', 'follow_rarer', 'mirrored', 'another_batch', 'gather']
+           'other_inputs', 'other_options', 'guesses', 'left_none', 'follow_options', 'without_option', 'follow_inputs',
+           'other_answers', 'other_sizes', 'follow_answers', 'follow_both', 'follow_again', 'follow_rarer', 'mirrored',
+           'another_batch', 'gather']
 
 # %% ../../nbs/core/15_evidence.ipynb #c79872cf
 from dataclasses import replace
 from inspect import Parameter
-from itertools import chain, product
+from itertools import chain, islice, product
 from typing import Any, Callable, Generator, Iterator
 import numpy as np
 import torch
 from torch import nn, Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
+from .holders import tensors_in
 from .passes import fresh, Recorder
 from .answers import Questions
 from .record import Pass
-from .source import arguments, parameters_of, tested
+from .source import arguments, looked_into, parameters_of
 from .state import run
 
 # %% ../../nbs/core/15_evidence.ipynb #8e77ca8a
@@ -200,16 +202,36 @@ def other_options(forward:Callable, call:Pass) -> Iterator[Pass]: # Without resu
         if p.default is Parameter.empty or p.name in call.kwargs: continue
         for o in alternatives(p.default): yield with_inputs(call, (call.args, call.kwargs | {p.name: o}))
 
-# %% ../../nbs/core/15_evidence.ipynb #cf8d6b4a
-def other_tensors(model:nn.Module, call:Pass) -> Iterator[Pass]: # Without results
-    "Make calls like `call`, with tensors for the options that `model` asks about, or is given, and that are None"
+# %% ../../nbs/core/15_evidence.ipynb #ad6a0248
+def guesses(call:Pass) -> list[Tensor]: # call: with its result
+    "List tensors that a model might take as an option"
+    given,made = tensors_of(call),tensors_in(call.result)
+    likely = [torch.ones(())]
+    for x in given[:1]:
+        likely += [x, *([x[:,:1], x[:,0]] if x.ndim>2 else [])]
+        likely += [torch.zeros(len(x), dtype=torch.long, device=x.device)] if x.ndim else []
+    return likely + [o.detach() for o in made[:1]]
+
+# %% ../../nbs/core/15_evidence.ipynb #b48679cd
+def left_none(model:nn.Module, call:Pass) -> list[str]: # Names of arguments
+    "List what is None in `call`, and given as such, or used by the forward of `model` itself"
     forward:Any = type(model).forward
-    given = arguments(forward, call.args, call.kwargs, with_defaults=True)
-    asked = tested(type(model)).union(arguments(forward, call.args, call.kwargs, with_defaults=False)) # type: ignore
-    names = [k for k,o in given.items() if o is None and k in asked]
-    for t in torch.ones(()),*tensors_of(call)[:1]:
-        for name in names: yield with_inputs(call, ((), given | {name: t}))
-        if len(names)>1: yield with_inputs(call, ((), given | dict.fromkeys(names, t)))
+    used,given = looked_into(type(model)),arguments(forward, call.args, call.kwargs, with_defaults=False) # type: ignore
+    options = arguments(forward, call.args, call.kwargs, with_defaults=True)
+    return [k for k,o in options.items() if o is None and (k in given or used is None or k in used)]
+
+# %% ../../nbs/core/15_evidence.ipynb #e62aa65f
+def follow_options(rec:Recorder, model:nn.Module, call:Pass) -> None:
+    "Follow `call` with tensors for what is None, each the first that `model` takes, and all of them together"
+    forward:Any = type(model).forward
+    options = arguments(forward, call.args, call.kwargs, with_defaults=True)
+    taken = dict[str,Tensor]()
+    for name in left_none(model, call):
+        for t in guesses(call):
+            if rec.attempt(with_inputs(call, ((), options | {name: t}))):
+                taken[name] = t
+                break
+    if len(taken)>1: rec.attempt(with_inputs(call, ((), options | taken)))
 
 # %% ../../nbs/core/15_evidence.ipynb #cbf3e5c3
 def without_option(model:nn.Module, call:Pass, name:Any) -> Pass: # Without a result
@@ -221,8 +243,9 @@ def without_option(model:nn.Module, call:Pass, name:Any) -> Pass: # Without a re
 def follow_inputs(rec:Recorder, call:Pass) -> None:
     "Follow batches with other numbers and flags, as far as the model takes them"
     module = rec.model.get_submodule(call.name)
-    ways = other_counts(module.forward, call),other_options(module.forward, call),other_tensors(module, call)
-    for other in chain(other_inputs(call), *ways): rec.attempt(other)
+    ways = other_inputs(call),other_counts(module.forward, call),other_options(module.forward, call)
+    for other in chain(*ways): rec.attempt(other)
+    follow_options(rec, module, call)
     for q in [q for q in rec.questions.open if q.answers=={'given'}]:
         is_taken = rec.attempt(without_option(module, call, q.at))
         if not is_taken: q.answers.add(None) # it was tried, and there is nothing to see
@@ -257,6 +280,14 @@ def follow_answers(rec:Recorder, most:int=20) -> None: # most: answers
         call,forced = found
         others = other_sizes(rec, call) if len(forced)==1 else []
         for p in (call, *others): rec.attempt(p, forced)
+
+# %% ../../nbs/core/15_evidence.ipynb #276b1b17
+def follow_both(rec:Recorder, call:Pass, most:int=20) -> None: # most: passes
+    "Follow what the model does with options that `call` leaves None, and after other answers at the same time"
+    names = left_none(rec.model, call)
+    given = [p for p in rec.record.passes if not p.name and any(p.kwargs.get(k) is not None for k in names)]
+    asked = [q for q in rec.questions.asked.values() if q.kind=='asks' and rec.questions.vary(q.sources)]
+    for p,q,answer in islice(product(given, asked, (True,False)), most): rec.attempt(p, {q.at: answer})
 
 # %% ../../nbs/core/15_evidence.ipynb #66925484
 def follow_again(rec:Recorder, call:Pass) -> None:
@@ -304,3 +335,4 @@ def gather(rec:Recorder, call:Pass) -> None: # call: that the model takes
     follow_again(rec, call)
     follow_rarer(rec, call)
     follow_answers(rec)
+    follow_both(rec, call)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['own_methods', 'names_in', 'names_read', 'nodes_of', 'source_of', 'methods_run', 'nodes_run', 'functions_mentioned',
-           'source_run', 'is_whole_call', 'uses_of', 'is_called', 'is_used_once', 'names_tested', 'tested',
-           'types_tested', 'names_of_self', 'is_part', 'looked_into', 'parts_told', 'compared_in', 'kinds_named',
-           'kinds_asked_for', 'catches', 'parameters_of', 'arguments_of', 'most_arguments', 'takes_more', 'arguments',
+           'source_run', 'is_whole_call', 'uses_of', 'is_called', 'names_tested', 'tested', 'types_tested',
+           'names_of_self', 'is_part', 'looked_into', 'parts_told', 'compared_in', 'kinds_named', 'kinds_asked_for',
+           'catches', 'is_used_once', 'parameters_of', 'arguments_of', 'most_arguments', 'takes_more', 'arguments',
            'left_out']
 
 # %% ../../nbs/core/11_source.ipynb #23055377
@@ -116,11 +116,6 @@ def is_called(parent:nn.Module, name:str) -> bool:
     uses = uses_of(type(parent)).get(name, ()) # type: ignore[arg-type]
     return bool(uses) and all(uses)
 
-# %% ../../nbs/core/11_source.ipynb #e0feccfb
-def is_used_once(cls:type, name:str) -> bool:
-    "Tell whether the methods of `cls` mention the attribute `name` in one place"
-    return len(uses_of(cls).get(name, ()))==1
-
 # %% ../../nbs/core/11_source.ipynb #9cfb6c32
 def names_tested(test:ast.AST) -> set[str]: # test: a condition
     "List the variables whose truth or identity decides about `test`; not those whose size or content does"
@@ -217,6 +212,12 @@ def kinds_asked_for(cls:type) -> frozenset[type]: # Of numbers, strings and cont
 def catches(cls:type) -> bool:
     "Tell whether a method of `cls` catches errors"
     return any(isinstance(n, ast.Try) and n.handlers for n in nodes_run(cls))
+
+# %% ../../nbs/core/11_source.ipynb #f0ce649a
+def is_used_once(cls:type, name:str) -> bool:
+    "Tell whether nothing but one place in the forward of `cls`, or in what that reaches, mentions the attribute `name`"
+    def uses(nodes): return sum(isinstance(n, ast.Attribute) and n.attr==name for n in nodes)
+    return uses(nodes_run(cls))==uses(source_run(cls))==uses(source_of(cls))==1
 
 # %% ../../nbs/core/11_source.ipynb #21d8de20
 def parameters_of(f:Callable) -> list[Parameter]|None: # None if they aren't known
