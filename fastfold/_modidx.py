@@ -594,6 +594,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'fastfold.core.recorder.is_plain': ('core/recorder.html#is_plain', 'fastfold/core/recorder.py'),
                                         'fastfold.core.recorder.is_torch_own': ( 'core/recorder.html#is_torch_own',
                                                                                  'fastfold/core/recorder.py'),
+                                        'fastfold.core.recorder.modules_in': ('core/recorder.html#modules_in', 'fastfold/core/recorder.py'),
                                         'fastfold.core.recorder.modules_watched': ( 'core/recorder.html#modules_watched',
                                                                                     'fastfold/core/recorder.py'),
                                         'fastfold.core.recorder.own_tensors': ( 'core/recorder.html#own_tensors',

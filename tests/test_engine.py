@@ -1365,3 +1365,61 @@ def test_memory_layout(before, how, layout):
         def forward(self, x): return late_write(how)(self.bn(before(self.conv(x))))
     net,x = live(Net()).to(memory_format=layout),torch.randn(2, 3, 7, 6).double().contiguous(memory_format=layout)
     assert difference(net(x.clone()), BN_Folder(verify=False).fold(net, x)(x.clone()))<1e-9
+
+# what is heard of an input
+
+class Strict:
+    @staticmethod
+    def total(xs):
+        if type(xs) is not list: raise TypeError('no list')
+        return sum(xs)
+
+class Pair(Parts):
+    def __init__(self, **more): super().__init__(conv=conv(), bn=nn.BatchNorm2d(4), **more)
+    def forward(self, x): return self.bn(self.conv(x))
+
+def test_exact_list():
+    "A model that takes nothing but a list itself gets one"
+    class Totals(Pair):
+        strict = Strict()
+        def forward(self, xs): return super().forward(self.strict.total(xs))
+    keeps(Totals(), [images, images], why='ordinary number') # how many there are isn't heard
+
+def test_state_beside_a_part():
+    "A part that is run alone leaves numbers as they are that the model keeps from call to call"
+    class Counts(Pair):
+        def __init__(self):
+            super().__init__(aux=Pair())
+            self.calls = 0
+        def forward(self, x):
+            self.calls += 1
+            return self.aux(x) if self.training else super().forward(x)
+    model = live(Counts())
+    assert len(BN_Folder().plan(model, images).folded)==2
+    assert type(model.calls) is int and model.calls==0
+
+class Pairs(nn.Module):
+    def __init__(self, conv, bn):
+        super().__init__()
+        self.conv,self.bn = conv,bn
+    def forward(self, x): return self.bn(self.conv(x))*int(x.numel())
+
+def test_module_made_in_forward():
+    keeps(pair(lambda s,x: Pairs(s.conv, s.bn)(x)), images, why='ordinary number')
+
+class Flagged(Pair):
+    def forward(self, x, flag=False): return self.bn(self.conv(x).relu() if flag else self.conv(x))
+
+@pytest.mark.parametrize('kind', [list, nn.ModuleList])
+def test_options_of_one_of_several(kind):
+    "Whatever holds the part that options are handed to"
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = Flagged()
+            self.heads = kind([self.head])
+        def forward(self, x, **options): return self.heads[0](x, **options)
+    model,folder = live(Heads()),BN_Folder(verify=False)
+    folded = folder.fold(model, images)
+    with torch.no_grad():
+        for o in {},dict(flag=True): torch.testing.assert_close(folded(images, **o), model(images, **o))

@@ -92,7 +92,7 @@ class Questions:
         self.run = 0 # The number of the pass
         self.time = 0 # Goes on with every question and every call of an operation
         self.is_running = False # Is a pass running?
-        self.unmarked:frozenset[type] = frozenset() # Types of numbers for which the model takes no stand-ins
+        self.unmarked:frozenset[type] = frozenset() # Types for which the model takes no stand-ins
 
     def begin(self, batch:Any, forced:dict[Moment,Any]|None=None) -> None: # forced: answers to give, true or not
         "Begin a pass with `batch`"
@@ -205,6 +205,7 @@ class Questions:
 
     def container(self, kind:type, items:Any, sources:frozenset[Hashable]) -> Any:
         "Return a list, tuple or dict of `items` that hears who asks what it has"
+        if kind in self.unmarked: return self.lose(sources, kind(items))
         res = HELD[kind](items)
         res.questions,res.sources = self,sources
         return res
@@ -245,7 +246,7 @@ class Questions:
 
     def given(self, label:str, o:Any) -> Any: # What stands for `o`, if anything can
         "Note that the model is given `o` as the input `label`"
-        if type(o) in HELD and type(o) not in self.unmarked: return self.held(label, o)
+        if type(o) in HELD: return self.held(label, o)
         if o is None or ('option','',label) in self.asked: self.wonder('option', label, o if o is None else 'given')
         if o is None or isinstance(o, torch.Tensor): return o
         source = 'input',label

@@ -53,5 +53,5 @@ def is_gone_before(value:Value, doubt:Doubt) -> bool:
 def is_called_once(record:Record, op:Op, name:str) -> bool: # op: the call of a module
     "Tell whether the module named `name` has no other place in which it could call what `op` calls"
     inside = record.names[op.func].removeprefix(f'{name}.' if name else '')
-    outer = next(m for m,n in record.names.items() if n==name)
-    return is_used_once(type(outer), inside.partition('.')[0])
+    outer = [m for m,n in record.names.items() if n==name] # none if the forward made it
+    return any(is_used_once(type(m), inside.partition('.')[0]) for m in outer)

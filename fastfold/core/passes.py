@@ -18,7 +18,7 @@ from torch import nn, Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 from .holders import tensors_in
 from .ops import OpRule, OPS
-from .numbers import functions_watched, KINDS
+from .numbers import functions_watched, KINDS, STOOD_FOR
 from .answers import Moment, Questions
 from .record import Pass, storage_of
 from .recorder import Dispatched, Functions, is_hooked, ModuleRecorder, modules_watched
@@ -92,7 +92,7 @@ class Recorder(ModuleRecorder):
             self.questions.run = self.record.n_runs
             self.questions.begin(call if is_repeated else done, forced)
             args,kwargs = self.marked(module.forward, done)
-            self.mark_state()
+            if not is_part: self.mark_state() # what a part doesn't reach wouldn't be put back
             with modules_watched(), functions_watched(), Dispatched(self), Functions(self):
                 done.result = module(*args, **kwargs)
             self.questions.end()
@@ -110,14 +110,15 @@ class Recorder(ModuleRecorder):
         labels = [*names, *map(str, range(len(names), len(args)))]
         given = self.questions.given
         defaults = {k:given(k, o) for k,o in left_out(forward, call.args, call.kwargs).items()}
-        takes_them = self.questions.unmarked!=KINDS
+        takes_them = self.questions.unmarked!=STOOD_FOR
         by_name = {k:given(k, o) for k,o in kwargs.items()}
         return tuple(map(given, labels, args)),by_name | (defaults if takes_them else {})
 
     def mark_state(self) -> None:
         "Let numbers that the model keeps from call to call remember that, and the buffers that it writes into"
         altered = self.before.held.containers.altered if self.before else {}
-        for (_,k),o in altered.items(): o[k] = self.questions.given(f'kept: {k}', o[k]) if type(o[k]) in KINDS else o[k]
+        for (_,k),o in altered.items():
+            if type(o[k]) in KINDS: o[k] = self.questions.given(f'kept: {k}', o[k])
         for t in self.model.buffers():
             if self.record.writers.get(storage_of(t)): self.value(t).from_input = True
 
@@ -170,8 +171,9 @@ def first_pass(
     asked_for = frozenset[type]().union(*map(kinds_asked_for, classes))
     try: rec = follow(asked_for)
     except FoldError: raise
-    except Exception: rec = follow(KINDS)
-    if rec.questions.unmarked!=KINDS and not is_true_to(rec.record.passes[0], model): rec = follow(KINDS)
+    except Exception: rec = follow(STOOD_FOR)
+    takes_them = rec.questions.unmarked!=STOOD_FOR
+    if takes_them and not is_true_to(rec.record.passes[0], model): rec = follow(STOOD_FOR)
     return rec if rec.is_warm else follow(rec.questions.unmarked, is_warm=False)
 
 # %% ../../nbs/core/14_passes.ipynb #aedd3b57

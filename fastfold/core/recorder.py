@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['activations', 'func_name', 'FunctionRecorder', 'Functions', 'Dispatched', 'is_hooked', 'is_torch_own', 'own_tensors',
-           'is_plain', 'ModuleRecorder', 'recorder', 'modules_watched']
+           'is_plain', 'modules_in', 'ModuleRecorder', 'recorder', 'modules_watched']
 
 # %% ../../nbs/core/13_recorder.ipynb #4388ec74
 from contextlib import contextmanager
@@ -194,6 +194,13 @@ def is_plain(
 activations = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish,
     nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh)
 
+# %% ../../nbs/core/13_recorder.ipynb #61621960
+def modules_in(o:Any) -> list[nn.Module]: # o: an attribute of a module
+    "List the modules that `o` is, or holds to choose from"
+    found = [m for m in tree_leaves(o) if isinstance(m, nn.Module)]
+    lists = [m for m in found if isinstance(m, (nn.ModuleList,nn.ModuleDict))]
+    return [m for m in found if m not in lists] + [c for m in lists for c in m.children()]
+
 # %% ../../nbs/core/13_recorder.ipynb #e9ea225e
 class ModuleRecorder(FunctionRecorder):
     "Write down calls of modules, too"
@@ -283,7 +290,7 @@ class ModuleRecorder(FunctionRecorder):
         wonder,is_own = self.questions.wonder,'forward' not in vars(m) # is it that of its class?
         ps = parameters_of(m.forward) or []
         takes_any = any(p.kind in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL) for p in ps)
-        if takes_any: self.told |= {getattr(m, k, None) for k in parts_told(cls)}
+        for k in parts_told(cls) if takes_any else (): self.told.update(modules_in(getattr(m, k, None)))
         asked,names = looked_into(cls) if is_own else None,[p.name for p in ps]
         given = {p.name:p.default for p in ps} | dict(zip(names, args)) | kwargs
         for p in ps:
