@@ -16,7 +16,7 @@ import sys
 import numpy as np
 import torch
 from .holders import tensors_in
-from .numbers import FromInput, HELD, KINDS, stand_in
+from .numbers import FromInput, HELD, is_of_core, KINDS, stand_in
 
 # %% ../../nbs/core/10_answers.ipynb #260fefee
 @dataclass(eq=False)
@@ -54,7 +54,7 @@ def position(code:CodeType, instruction:int) -> Any:
 def place() -> Place:
     "Find out what outside of these rooms is running"
     f = sys._getframe(1)
-    while f.f_back and f.f_globals.get('__name__', '').startswith('fastfold.core'): f = f.f_back
+    while f.f_back and is_of_core(f): f = f.f_back
     return f.f_code,position(f.f_code, f.f_lasti)
 
 # %% ../../nbs/core/10_answers.ipynb #9f8d40b6
@@ -84,7 +84,7 @@ class Questions:
     def __init__(self) -> None:
         self.asked:dict[tuple,Question] = {}
         self.together:dict[tuple[Question,...],set[tuple]] = {} # Two or three of a module -> answers in a call
-        self.told:dict[Hashable,set] = {} # source -> the numbers that it was
+        self.told:dict[Any,set] = {} # source, a tuple -> the numbers that it was
         self.told_on:dict[Hashable,set] = {} # source -> the batches on which it was asked for
         self.batches:set[Hashable] = set() # All that the model took
         self.asks_for_types = False # Does anything ask for the dtype of a tensor?
@@ -281,7 +281,7 @@ class Questions:
     @property
     def asks_for_values(self) -> bool:
         "Tell whether anything asks for what is in a tensor"
-        return any('another' in told for told in self.told.values())
+        return any('another' in told for (of,*_),told in self.told.items() if of!='input')
 
     @property
     def open(self) -> list[Question]:

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Int', 'Bool', 'Float', 'Str', 'KINDS', 'HELD', 'STOOD_FOR', 'FromInput', 'sources_of', 'without_sources', 'kept_by',
-           'asked_by', 'lost_by', 'hashed', 'reflected', 'dunder', 'number_methods', 'string_methods', 'stand_in',
-           'Held', 'is_at_home', 'heard', 'item_from', 'container_from', 'kind_of', 'plain_in', 'length', 'watched',
-           'functions_watched']
+           'asked_by', 'lost_by', 'reflected', 'dunder', 'number_methods', 'string_methods', 'stand_in', 'Held',
+           'is_of_core', 'is_at_home', 'heard', 'item_from', 'container_from', 'kind_of', 'in_containers', 'plain_in',
+           'length', 'watched', 'functions_watched']
 
 # %% ../../nbs/core/09_numbers.ipynb #2e8bc972
 from contextlib import contextmanager
 from copy import deepcopy
+from types import FrameType
 from typing import Any, Callable, Hashable, Iterator
 import builtins, math, operator, sys
 import numpy as np
@@ -76,12 +77,6 @@ def lost_by(f:Callable) -> Callable: # f: what makes something ordinary of a num
         return self.questions.lose(self.sources, f(self.plain, *args, **kwargs))
     return _f
 
-# %% ../../nbs/core/09_numbers.ipynb #383c8669
-def hashed(self:FromInput) -> int:
-    "Return the hash of an ordinary number, and note that it was asked for"
-    self.questions.lose(self.sources, None)
-    return hash(self.plain)
-
 # %% ../../nbs/core/09_numbers.ipynb #0f641581
 def reflected(f:Callable) -> Callable: # f: an operation on two numbers
     "Make `f` with its second number first"
@@ -96,21 +91,20 @@ def dunder(name:str) -> str:
 _binary = 'add sub mul floordiv mod pow truediv lshift rshift and_ or_ xor'.split()
 _unary = 'neg pos abs'.split()
 _comparisons = 'lt le gt ge eq ne'.split()
-_others:dict[str,Callable] = dict(divmod=divmod, round=round, floor=math.floor, ceil=math.ceil)
-_conversions:dict[str,Callable] = dict(int=int, float=float, complex=complex, trunc=math.trunc,
-    repr=repr, str=str, format=format)
+_others:list[Callable] = [divmod, round, math.floor, math.ceil]
+_conversions:list[Callable] = [int, float, complex, math.trunc, repr, str, format, hash]
 
 def number_methods() -> dict[str,Callable]: # By name
     "Make the methods of all kinds of numbers"
-    operators = {n:getattr(operator, n) for n in _binary + _unary}
-    backwards = {f'r{n}':reflected(f) for n,f in (operators | _others).items() if n in _binary or n=='divmod'}
-    kept = {dunder(n):kept_by(f) for n,f in (operators | backwards | _others).items()}
+    operators = {n:getattr(operator, n) for n in _binary + _unary} | {f.__name__:f for f in _others}
+    backwards = {f'r{n}':reflected(operators[n]) for n in (*_binary, 'divmod')}
+    kept = {dunder(n):kept_by(f) for n,f in (operators | backwards).items()}
     asked = {dunder(n):asked_by(getattr(operator, n)) for n in _comparisons}
-    lost = {dunder(n):lost_by(f) for n,f in _conversions.items()}
-    return kept | asked | lost | dict(__bool__=asked_by(bool), __hash__=hashed)
+    lost = {dunder(f.__name__):lost_by(f) for f in _conversions}
+    return kept | asked | lost | dict(__bool__=asked_by(bool))
 
 # %% ../../nbs/core/09_numbers.ipynb #5dd6c5d8
-_methods = dict(number_methods())
+_methods = number_methods()
 _methods_of_int = _methods | dict(__index__=lost_by(operator.index), bit_length=kept_by(int.bit_length))
 Int:Any = type('Int', (FromInput,torch.SymInt), _methods_of_int)
 Bool:Any = type('Bool', (FromInput,torch.SymBool), _methods_of_int)
@@ -126,7 +120,7 @@ def string_methods() -> dict[str,Callable]: # By name
     own = {k:f for k,f in vars(str).items() if callable(f) and k not in _same}
     asks = [k for k in own if k.startswith('is') or k in _tests]
     def made(k, f): return asked_by(f) if k in asks else kept_by(f) if k in _edits else lost_by(f)
-    return {k:made(k, f) for k,f in own.items()} | dict(__radd__=kept_by(reflected(operator.add)), __hash__=hashed)
+    return {k:made(k, f) for k,f in own.items()} | dict(__radd__=kept_by(reflected(operator.add)))
 
 Str:Any = type('Str', (FromInput,), string_methods())
 
@@ -147,9 +141,14 @@ class Held:
     __class__:Any = property(lambda self: type(self).__mro__[2])
 
 # %% ../../nbs/core/09_numbers.ipynb #e05b29e3
+def is_of_core(f:FrameType) -> bool:
+    "Tell whether the code that runs in `f` is of these rooms"
+    return f.f_globals.get('__name__', '').startswith('fastfold.core')
+
+# %% ../../nbs/core/09_numbers.ipynb #349db408
 def is_at_home() -> bool:
     "Tell whether it is code of these rooms that looks into a container"
-    return sys._getframe(2).f_globals.get('__name__', '').startswith('fastfold.core')
+    return is_of_core(sys._getframe(2))
 
 # %% ../../nbs/core/09_numbers.ipynb #de074a4c
 def heard(f:Callable) -> Callable: # f: a method of a container
@@ -183,17 +182,22 @@ STOOD_FOR = KINDS | HELD.keys() # Types of what something can stand for
 
 # %% ../../nbs/core/09_numbers.ipynb #f4fd2e75
 def kind_of(o:Any) -> type:
-    "Return the type of `o`, or what it is made from"
-    return type(o).__mro__[2] if isinstance(o, Held) else type(o)
+    "Return the type of `o`, or what it says that it is"
+    return o.__class__ if isinstance(o, Held) else type(o)
 
-# %% ../../nbs/core/09_numbers.ipynb #3f8eba71
-def plain_in(o:Any) -> Any:
-    "Return `o` with what they stand for in place of the stand-ins in its lists, tuples, dicts and slices"
+# %% ../../nbs/core/09_numbers.ipynb #d69cf7df
+def in_containers(f:Callable, o:Any) -> Any:
+    "Return `o` with `f` of all that is in its lists, tuples, dicts and slices, or of itself"
     kind = kind_of(o)
-    if kind in (list,tuple,torch.Size): return kind(map(plain_in, o))
-    if kind is dict: return {k:plain_in(v) for k,v in o.items()}
-    if kind is slice: return slice(plain_in(o.start), plain_in(o.stop), plain_in(o.step))
-    return without_sources(o)
+    def inside(v): return in_containers(f, v)
+    if kind in (list,tuple,torch.Size): return kind(map(inside, o))
+    if kind is dict: return {k:inside(v) for k,v in o.items()}
+    return slice(*map(inside, (o.start, o.stop, o.step))) if kind is slice else f(o)
+
+# %% ../../nbs/core/09_numbers.ipynb #e10ba16a
+def plain_in(o:Any) -> Any:
+    "Return `o` with what they stand for in place of the stand-ins in it"
+    return in_containers(without_sources, o)
 
 # %% ../../nbs/core/09_numbers.ipynb #fd6a4948
 def length(o:Any) -> Any: # An int, or what stands for one
@@ -219,11 +223,9 @@ def watched(f:Callable) -> Callable: # f: of `math`
 @contextmanager
 def functions_watched() -> Iterator[None]:
     "Let `len` and functions of `math` remember where numbers come from"
-    before = {k:getattr(math, k) for k in _math}
+    before = [(o, k, getattr(o, k)) for o,k in ((builtins, 'len'), *[(math, k) for k in _math])]
     try:
-        for k,f in before.items(): setattr(math, k, watched(f))
-        builtins.len = length # type: ignore[assignment]
+        for o,k,f in before: setattr(o, k, length if o is builtins else watched(f))
         yield
     finally:
-        builtins.len = _len
-        for k,f in before.items(): setattr(math, k, f)
+        for o,k,f in before: setattr(o, k, f)

@@ -17,7 +17,7 @@ from torch import nn, Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from .holders import tensors_in
 from .ops import OpRule, UNKNOWN
-from .numbers import FromInput, kind_of, without_sources
+from .numbers import FromInput, in_containers, without_sources
 from .answers import Question, Questions
 from .refusals import ESCAPES, Mention, Reason, reason
 
@@ -205,14 +205,11 @@ class Values:
         numbers:list[FromInput] # Gets the numbers among them that the input decides
     ) -> Any:
         "Return `o` with a `Value` in place of each tensor in its lists, tuples and dicts, and ordinary numbers"
-        def swapped(a): return self.in_place_of_tensors(a, numbers)
-        if isinstance(o, Tensor): return self.of(o)
-        if isinstance(o, FromInput): numbers.append(o)
-        kind = kind_of(o)
-        if kind in (list,tuple,torch.Size): return kind(map(swapped, o))
-        if kind is dict: return {k:swapped(v) for k,v in o.items()}
-        if kind is slice: return slice(*map(swapped, (o.start, o.stop, o.step)))
-        return without_sources(o)
+        def swapped(a):
+            if isinstance(a, Tensor): return self.of(a)
+            if isinstance(a, FromInput): numbers.append(a)
+            return without_sources(a)
+        return in_containers(swapped, o)
 
     def written_into(self, storages:Iterable[object]) -> list[tuple[Tensor,Value]]:
         "List the tensors on `storages` that are still alive, with what they held until now"
