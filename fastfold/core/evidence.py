@@ -7,13 +7,12 @@ __all__ = ['Axis', 'Length', 'about_half', 'half', 'slightly_more', 'more', 'dou
            'Change', 'Forced', 'axis_groups', 'with_length', 'resized', 'is_likely_free', 'changeable', 'to',
            'sizes_to_try', 'tensors_of', 'with_inputs', 'with_tensors', 'follow_sizes', 'follow_values',
            'of_other_type', 'follow_types', 'alternatives', 'other_lengths', 'other_lists', 'other_counts',
-           'other_inputs', 'other_options', 'guesses', 'left_none', 'follow_options', 'without_option', 'follow_inputs',
-           'other_answers', 'other_sizes', 'follow_answers', 'follow_both', 'follow_again', 'follow_rarer', 'mirrored',
-           'another_batch', 'gather']
+           'other_inputs', 'other_options', 'guesses', 'named', 'left_none', 'follow_options', 'without_option',
+           'follow_inputs', 'other_answers', 'other_sizes', 'follow_answers', 'follow_both', 'follow_again',
+           'follow_rarer', 'mirrored', 'another_batch', 'gather']
 
 # %% ../../nbs/core/15_evidence.ipynb #c79872cf
 from dataclasses import replace
-from inspect import Parameter
 from itertools import chain, islice, product
 from typing import Any, Callable, Generator, Iterator
 import numpy as np
@@ -24,7 +23,7 @@ from .holders import tensors_in
 from .passes import fresh, Recorder
 from .answers import Questions
 from .record import Pass
-from .source import arguments, looked_into, parameters_of
+from .source import arguments, left_out, looked_into, parameters_of
 from .state import run
 
 # %% ../../nbs/core/15_evidence.ipynb #8e77ca8a
@@ -177,7 +176,7 @@ def other_lists(call:Pass) -> Iterator[Pass]: # Without results
 # %% ../../nbs/core/15_evidence.ipynb #47c0f1ee
 def other_counts(forward:Callable, call:Pass) -> Iterator[Pass]: # Without results
     "Make calls like `call` with one input more and one less, if `forward` takes any number"
-    takes_any = any(p.kind is Parameter.VAR_POSITIONAL for p in parameters_of(forward) or ())
+    takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters_of(forward) or ())
     others = (call.args[:-1], call.args + call.args[-1:]) if takes_any else ()
     for args in others: yield with_inputs(call, (args, call.kwargs))
 
@@ -198,9 +197,8 @@ def other_inputs(call:Pass) -> Iterator[Pass]: # Without results
 # %% ../../nbs/core/15_evidence.ipynb #c5bce8f0
 def other_options(forward:Callable, call:Pass) -> Iterator[Pass]: # Without results
     "Make calls like `call`, with options of `forward` that it leaves as they are"
-    for p in (parameters_of(forward) or [])[len(call.args):]:
-        if p.default is Parameter.empty or p.name in call.kwargs: continue
-        for o in alternatives(p.default): yield with_inputs(call, (call.args, call.kwargs | {p.name: o}))
+    for name,default in left_out(forward, call.args, call.kwargs).items():
+        for o in alternatives(default): yield with_inputs(call, (call.args, call.kwargs | {name: o}))
 
 # %% ../../nbs/core/15_evidence.ipynb #ad6a0248
 def guesses(call:Pass) -> list[Tensor]: # call: with its result
@@ -212,22 +210,25 @@ def guesses(call:Pass) -> list[Tensor]: # call: with its result
         likely += [torch.zeros(len(x), dtype=torch.long, device=x.device)] if x.ndim else []
     return likely + [o.detach() for o in made[:1]]
 
+# %% ../../nbs/core/15_evidence.ipynb #9ac229fb
+def named(model:nn.Module, call:Pass, with_defaults:bool) -> dict[str,Any]:
+    "Return the inputs of `call` by name"
+    return arguments(parameters_of(model.forward), call.args, call.kwargs, with_defaults)
+
 # %% ../../nbs/core/15_evidence.ipynb #b48679cd
 def left_none(model:nn.Module, call:Pass) -> list[str]: # Names of arguments
     "List what is None in `call`, and given as such, or used by the forward of `model` itself"
-    forward:Any = type(model).forward
-    used,given = looked_into(type(model)),arguments(forward, call.args, call.kwargs, with_defaults=False) # type: ignore
-    options = arguments(forward, call.args, call.kwargs, with_defaults=True)
+    used,given = looked_into(type(model)),named(model, call, with_defaults=False) # type: ignore[arg-type]
+    options = named(model, call, with_defaults=True)
     return [k for k,o in options.items() if o is None and (k in given or used is None or k in used)]
 
 # %% ../../nbs/core/15_evidence.ipynb #e62aa65f
 def follow_options(rec:Recorder, model:nn.Module, call:Pass) -> None:
     "Follow `call` with tensors for what is None, each the first that `model` takes, and all of them together"
-    forward:Any = type(model).forward
-    options = arguments(forward, call.args, call.kwargs, with_defaults=True)
+    options,likely = named(model, call, with_defaults=True),guesses(call)
     taken = dict[str,Tensor]()
     for name in left_none(model, call):
-        for t in guesses(call):
+        for t in likely:
             if rec.attempt(with_inputs(call, ((), options | {name: t}))):
                 taken[name] = t
                 break
@@ -236,8 +237,7 @@ def follow_options(rec:Recorder, model:nn.Module, call:Pass) -> None:
 # %% ../../nbs/core/15_evidence.ipynb #cbf3e5c3
 def without_option(model:nn.Module, call:Pass, name:Any) -> Pass: # Without a result
     "Return `call` with None in place of the input `name`"
-    forward:Any = type(model).forward
-    return with_inputs(call, ((), arguments(forward, call.args, call.kwargs, with_defaults=False) | {name: None}))
+    return with_inputs(call, ((), named(model, call, with_defaults=False) | {name: None}))
 
 # %% ../../nbs/core/15_evidence.ipynb #ec0e851d
 def follow_inputs(rec:Recorder, call:Pass) -> None:

@@ -24,7 +24,7 @@ from .record import Pass, storage_of
 from .recorder import Dispatched, Functions, is_hooked, ModuleRecorder, modules_watched
 from .refusals import FoldError
 from .snapshot import Snapshot
-from .source import kinds_asked_for, left_out, parameters_of
+from .source import kinds_asked_for, parameters_of
 from .state import guarded, run
 
 # %% ../../nbs/core/14_passes.ipynb #7ca65af0
@@ -91,7 +91,7 @@ class Recorder(ModuleRecorder):
             self.record.n_runs += 1
             self.questions.run = self.record.n_runs
             self.questions.begin(call if is_repeated else done, forced)
-            args,kwargs = self.marked(module.forward, done)
+            args,kwargs = self.marked(module, done)
             if not is_part: self.mark_state() # what a part doesn't reach wouldn't be put back
             with modules_watched(), functions_watched(), Dispatched(self), Functions(self):
                 done.result = module(*args, **kwargs)
@@ -100,19 +100,17 @@ class Recorder(ModuleRecorder):
             self.is_warm = all(m in hooked for m in module.modules() if is_hooked(m))
         if not is_repeated: self.record.passes.append(done) # its result can be had again
 
-    def marked(self, forward:Callable, call:Pass) -> tuple[tuple,dict[str,Any]]: # Positional and keyword inputs
+    def marked(self, module:nn.Module, call:Pass) -> tuple[tuple,dict[str,Any]]: # Positional and keyword inputs
         "Copy the inputs of `call`, so that what is made of them can be told"
         inputs = fresh(call.args, call.kwargs)
         for t in tensors_in(inputs): self.value(t).from_input = True
         args,kwargs = inputs
         kinds = Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD
-        names = [p.name for p in parameters_of(forward) or () if p.kind in kinds]
+        names = [p.name for p in parameters_of(module.forward) or () if p.kind in kinds]
         labels = [*names, *map(str, range(len(names), len(args)))]
         given = self.questions.given
-        defaults = {k:given(k, o) for k,o in left_out(forward, call.args, call.kwargs).items()}
-        takes_them = self.questions.unmarked!=STOOD_FOR
-        by_name = {k:given(k, o) for k,o in kwargs.items()}
-        return tuple(map(given, labels, args)),by_name | (defaults if takes_them else {})
+        options = self.options(module, call.args, call.kwargs)
+        return tuple(map(given, labels, args)),{k:given(k, o) for k,o in kwargs.items()} | options
 
     def mark_state(self) -> None:
         "Let numbers that the model keeps from call to call remember that, and the buffers that it writes into"

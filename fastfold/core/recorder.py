@@ -20,12 +20,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves
 from .ops import OpRule, OPS, UNKNOWN
-from .numbers import FromInput, plain_in
+from .numbers import FromInput, plain_in, STOOD_FOR
 from .answers import Questions
 from .record import new_record, Op, storage_of, Value, Values
 from .holders import tensors_in
-from .source import (arguments, catches, left_out, looked_into, parameters_of, parts_told,
-    takes_more, tested, types_tested)
+from .source import (arguments, arguments_of, catches, left_out, looked_into, parameters_of, parts_told,
+    takes_any_number, takes_more, tested, types_tested)
 from .writes import written
 
 # %% ../../nbs/core/13_recorder.ipynb #69dba843
@@ -275,24 +275,25 @@ class ModuleRecorder(FunctionRecorder):
         if catches(cls): self.questions.wonder('caught', 'errors', None)
         if m is self.model or m in self.told: return self.note_inputs(m, args, kwargs)
         names = tested(cls)
-        for name,o in arguments(cls.forward, args, kwargs, with_defaults=False).items() if names else ():
+        for name,o in arguments(arguments_of(cls.forward), args, kwargs, with_defaults=False).items() if names else ():
             if name in names and o is None: self.questions.wonder('option', name, None)
             if name in names and isinstance(o, Tensor): self.questions.wonder('option', name, 'a tensor')
 
     def options(self, m:nn.Module, args:tuple, kwargs:dict) -> dict[str,Any]: # What stands for them, by name
-        "Note the options of `m`, which the model may be given for it, and which are left as they are"
-        given = {k:self.questions.given(f'{self.where}.{k}', o) for k,o in left_out(m.forward, args, kwargs).items()}
-        return given if not self.questions.unmarked else {}
+        "Note the options of `m` that its call leaves as they are, but that the model may be given for it"
+        where,left = self.record.names.get(m, type(m).__name__),left_out(m.forward, args, kwargs)
+        labels = {k:f'{where}.{k}'.strip('.') for k,o in left.items() if o is not None}
+        given = {k:self.questions.given(label, left[k]) for k,label in labels.items()}
+        return given if self.questions.unmarked!=STOOD_FOR else {}
 
     def note_inputs(self, m:nn.Module, args:tuple, kwargs:dict) -> None:
         "Note what the source of `m`, which gets what the model is given, asks about that, and no tensor shows"
         cls:Any = type(m)
         wonder,is_own = self.questions.wonder,'forward' not in vars(m) # is it that of its class?
         ps = parameters_of(m.forward) or []
-        takes_any = any(p.kind in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL) for p in ps)
-        for k in parts_told(cls) if takes_any else (): self.told.update(modules_in(getattr(m, k, None)))
+        for k in parts_told(cls) if takes_any_number(ps) else (): self.told.update(modules_in(getattr(m, k, None)))
         asked,names = looked_into(cls) if is_own else None,[p.name for p in ps]
-        given = {p.name:p.default for p in ps} | dict(zip(names, args)) | kwargs
+        given = arguments(ps, args, kwargs, with_defaults=True)
         for p in ps:
             o = given.get(p.name)
             is_asked = asked is None or p.name in asked

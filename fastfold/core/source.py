@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['own_methods', 'names_in', 'names_read', 'nodes_of', 'source_of', 'methods_run', 'nodes_run', 'functions_mentioned',
-           'source_run', 'is_whole_call', 'uses_of', 'is_called', 'names_tested', 'tested', 'types_tested',
-           'names_of_self', 'is_part', 'looked_into', 'parts_told', 'compared_in', 'kinds_named', 'kinds_asked_for',
-           'catches', 'is_used_once', 'parameters_of', 'arguments_of', 'most_arguments', 'takes_more', 'arguments',
-           'left_out']
+           'source_run', 'is_whole_call', 'uses_of', 'is_called', 'compared_in', 'names_tested', 'tested',
+           'types_tested', 'names_of_self', 'is_part', 'part_calls', 'looked_into', 'parts_told', 'kinds_named',
+           'kinds_asked_for', 'catches', 'is_used_once', 'parameters_of', 'arguments_of', 'takes_any_number',
+           'most_arguments', 'takes_more', 'arguments', 'left_out']
 
 # %% ../../nbs/core/11_source.ipynb #23055377
 from collections import defaultdict
@@ -116,6 +116,11 @@ def is_called(parent:nn.Module, name:str) -> bool:
     uses = uses_of(type(parent)).get(name, ()) # type: ignore[arg-type]
     return bool(uses) and all(uses)
 
+# %% ../../nbs/core/11_source.ipynb #9f806f97
+def compared_in(n:ast.Compare) -> list[ast.AST]:
+    "List what `n`, a comparison, compares"
+    return [n.left, *n.comparators]
+
 # %% ../../nbs/core/11_source.ipynb #9cfb6c32
 def names_tested(test:ast.AST) -> set[str]: # test: a condition
     "List the variables whose truth or identity decides about `test`; not those whose size or content does"
@@ -124,7 +129,7 @@ def names_tested(test:ast.AST) -> set[str]: # test: a condition
     if isinstance(test, ast.UnaryOp): return names_tested(test.operand)
     if isinstance(test, ast.NamedExpr): return names_tested(test.value)
     if isinstance(test, ast.BoolOp): return among(*test.values)
-    if isinstance(test, ast.Compare): return among(test.left, *test.comparators)
+    if isinstance(test, ast.Compare): return among(*compared_in(test))
     if isinstance(test, ast.Call) and isinstance(test.func, ast.Name): return among(*test.args) # it may ask itself
     return set()
 
@@ -162,13 +167,18 @@ def is_part(f:ast.AST, cls:type) -> bool: # f: what is called
     is_own = isinstance(f, ast.Attribute) and isinstance(f.value, ast.Name) and f.value.id in names_of_self(cls)
     return is_own and not hasattr(cls, f.attr) # type: ignore[attr-defined]
 
+# %% ../../nbs/core/11_source.ipynb #bb68818e
+def part_calls(cls:type) -> list[ast.Call]:
+    "List the calls of parts in what the forward of `cls` reaches"
+    return [n for n in nodes_run(cls) if isinstance(n, ast.Call) and is_part(n.func, cls)]
+
 # %% ../../nbs/core/11_source.ipynb #db9e8b35
 @cache
 def looked_into(cls:type) -> set[str]|None: # None if there is no source
     "List the variables that the methods of `cls` do more with than handing them to parts, as `self.block(*args)` does"
     nodes = nodes_run(cls)
-    calls = [n for n in nodes if isinstance(n, ast.Call) and is_part(n.func, cls)]
-    handed = [a.value if isinstance(a, (ast.Starred,ast.keyword)) else a for n in calls for a in (*n.args, *n.keywords)]
+    arguments = [a for n in part_calls(cls) for a in (*n.args, *n.keywords)]
+    handed = [a.value if isinstance(a, (ast.Starred,ast.keyword)) else a for a in arguments]
     names = [n for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
     return {n.id for n in names if n not in handed} if nodes else None
 
@@ -176,14 +186,9 @@ def looked_into(cls:type) -> set[str]|None: # None if there is no source
 @cache
 def parts_told(cls:type) -> set[str]: # Names of attributes
     "List the parts to which `cls` hands arguments of any number or name, as in `self.block(*args, **options)`"
-    calls = [n for n in nodes_run(cls) if isinstance(n, ast.Call) and is_part(n.func, cls)]
     def takes_any(n): return any(isinstance(a, ast.Starred) for a in n.args) or any(k.arg is None for k in n.keywords)
-    return {o.attr for n in filter(takes_any, calls) for o in ast.walk(n.func) if isinstance(o, ast.Attribute)}
-
-# %% ../../nbs/core/11_source.ipynb #9f806f97
-def compared_in(n:ast.Compare) -> list[ast.AST]:
-    "List what `n`, a comparison, compares"
-    return [n.left, *n.comparators]
+    told = [o for n in filter(takes_any, part_calls(cls)) for o in ast.walk(n.func)]
+    return {o.attr for o in told if isinstance(o, ast.Attribute)}
 
 # %% ../../nbs/core/11_source.ipynb #793ebd7b
 def kinds_named(n:ast.Compare, stored:set[str]) -> set[type]: # n: a comparison; stored: attributes that methods set
@@ -232,14 +237,17 @@ def arguments_of(forward:Callable) -> list[Parameter]|None: # None if they aren'
     ps = parameters_of(forward)
     return None if ps is None else ps[1:]
 
+# %% ../../nbs/core/11_source.ipynb #0903cbf3
+def takes_any_number(ps:list[Parameter]) -> bool: # ps: parameters of a function
+    "Tell whether a function takes any number of arguments, or such of any name"
+    return any(p.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD) for p in ps)
+
 # %% ../../nbs/core/11_source.ipynb #821ccce5
 @cache
 def most_arguments(forward:Callable) -> float:
     "Count the arguments that `forward`, a function of a class, takes beside the module"
     ps = arguments_of(forward)
-    if ps is None: return inf
-    is_any_number = any(p.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD) for p in ps)
-    return inf if is_any_number else len(ps)
+    return inf if ps is None or takes_any_number(ps) else len(ps)
 
 # %% ../../nbs/core/11_source.ipynb #e8d48037
 def takes_more(m:nn.Module, args:tuple, kwargs:dict) -> bool:
@@ -250,20 +258,19 @@ def takes_more(m:nn.Module, args:tuple, kwargs:dict) -> bool:
 
 # %% ../../nbs/core/11_source.ipynb #5b53119f
 def arguments(
-    forward:Callable, # A function of a class
-    args:tuple, # Without the module
+    ps:list[Parameter]|None, # The parameters, if they are known
+    args:tuple,
     kwargs:dict,
     with_defaults:bool # Also those that are left out?
 ) -> dict[str,Any]:
-    "Return the arguments of a call of `forward` by name"
-    ps = arguments_of(forward)
+    "Return the arguments of a call by name"
     if ps is None: return kwargs
     defaults = {p.name:p.default for p in ps if with_defaults and p.default is not Parameter.empty}
     return defaults | dict(zip([p.name for p in ps], args)) | kwargs
 
 # %% ../../nbs/core/11_source.ipynb #4e537b53
 def left_out(forward:Callable, args:tuple, kwargs:dict) -> dict[str,Any]: # By name
-    "Return the options but None that a call of `forward`, a bound method or a function, leaves as they are"
+    "Return the options that a call of `forward`, a bound method or a function, leaves as they are"
     left = [p for p in (parameters_of(forward) or [])[len(args):] if p.name not in kwargs]
     by_name = [p for p in left if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
-    return {p.name:p.default for p in by_name if p.default is not None and p.default is not Parameter.empty}
+    return {p.name:p.default for p in by_name if p.default is not Parameter.empty}
