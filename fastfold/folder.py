@@ -19,7 +19,7 @@ from .core.changes import apply, applied, Change, check_places, look_at, make_ch
 from .core.check import check_model
 from .core.copies import check_copy, copy_with, elsewhere
 from .core.example import inferred
-from .core.inspect import Rules
+from .core.inspect import kind_of, Rules
 from .core.load import load_folded
 from .core.ops import callables, OpRule
 from .core.passes import further, Inputs
@@ -27,7 +27,7 @@ from .core.plan import Plan, plan_for, questions_of, shapes_of
 from .core.record import Pass
 from .core.refusals import FoldError, Reason, some_names
 from .core.rules import LAYERS, LayerRule, NORMS, NormRule
-from .core.scales import SCALES
+from .core.maps import MapNorm, MAPS, SCALES
 from .core.state import alone, settle, undone_on_failure
 from .core.verify import Agreement, Check, runs_of, suspects_of, to_compare, verdict
 from .merge.checked import Merged, merge_layers
@@ -63,7 +63,7 @@ def rules_with(
     into = () if isinstance(layers, type) else tuple(layers or ())
     is_list = not isinstance(layers, type) and all(isinstance(o, type) for o in into)
     if not is_list: raise FoldError(f"'layers' is {layers!r}: give a list of types, as in layers=[nn.Conv2d]")
-    norms,known,ops = dict(NORMS),dict(LAYERS),dict[Callable,OpRule]()
+    norms,known,ops = NORMS|MAPS,dict(LAYERS),dict[Callable,OpRule]()
     if layer_scale: norms |= SCALES
     for k,rule in (handlers or {}).items():
         if isinstance(rule, OpRule): ops |= dict.fromkeys(same_operation(k), rule)
@@ -174,7 +174,8 @@ def merge_folded(
 def fold_rows(plan:Plan) -> list[FoldRow]: # One per norm, in order of execution
     "Tell what became of each norm"
     def into(m): return list(dict.fromkeys(e.op.name for e in plan.homes.get(m, ())))
-    return [FoldRow(plan.names[m], type(m).__name__, into(m), plan.reasons.get(m)) for m in plan.norms]
+    def is_reported(m): return m in plan.homes or not isinstance(m, MapNorm) or m.is_norm or plan.rules.with_factors
+    return [FoldRow(plan.names[m], kind_of(m), into(m), plan.reasons.get(m)) for m in plan.norms if is_reported(m)]
 
 # %% ../nbs/01_folder.ipynb #d57e53f7
 def merge_row(m:Merge) -> MergeRow:

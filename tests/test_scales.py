@@ -4,7 +4,7 @@ import pickle, subprocess, sys
 from copy import deepcopy
 import pytest, torch
 from torch import nn
-from fastfold.core import scales
+from fastfold.core import maps
 from fastfold.merge import rewrite
 from fastfold.core.rules import NormRule
 from fastfold.core.refusals import FoldError
@@ -169,9 +169,9 @@ def test_verified():
 def test_a_lie_is_caught(monkeypatch):
     "A wrong number is found by verification, and the scale stays"
     model = live(scaled(lambda m,x: m.g*m.conv(x)))
-    rule = scales.SCALES[scales.LayerScale]
+    rule = maps.SCALES[maps.FactorNorm]
     wrong = lambda m,name: rule.affine(m, name)._replace(scale=rule.affine(m, name).scale*1.01)
-    monkeypatch.setitem(scales.SCALES, scales.LayerScale, NormRule(wrong, axis=rule.axis))
+    monkeypatch.setitem(maps.SCALES, maps.FactorNorm, NormRule(wrong, axis=rule.axis))
     folder = BN_Folder(layer_scale=True)
     with pytest.warns(UserWarning, match="'0.g' is kept: folding it changed the output"):
         folded = folder.fold(model, images)

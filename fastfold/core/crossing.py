@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Crossing', 'CROSSINGS', 'rerun', 'has_empty', 'moves_all', 'labels', 'numbered', 'origins', 'moves_ahead',
-           'came_from', 'moves_back', 'moves', 'coefficients', 'broadcast_back', 'adds', 'multiplies', 'pooled_axes',
-           'resized', 'keeps_ones', 'averages', 'flips_extreme', 'extremes', 'attended', 'attends', 'crossing_of',
-           'check_requests', 'cross', 'elements_read', 'reads_elements', 'spare_reader']
+           'came_from', 'moves_back', 'moves', 'variables', 'probe_shape', 'coefficients', 'broadcast_back', 'to_sum',
+           'to_terms', 'adds', 'is_linear', 'multiplies', 'pooled_axes', 'resized', 'keeps_ones', 'averages',
+           'flips_extreme', 'extremes', 'attended', 'attends', 'crossing_of', 'check_requests', 'cross',
+           'elements_read', 'reads_elements', 'spare_reader']
 
 # %% ../../nbs/core/19_crossing.ipynb #05246224
 from functools import lru_cache
@@ -17,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 from .affine import Affine
-from .ops import ADDS, ATTENDS, AVERAGES, EXTREMES, MOVES, MULTIPLIES, SOFTMAX
+from .ops import ADDS, ATTENDS, AVERAGES, EXTREMES, MOVES, MULTIPLIES, NORMALIZES, SOFTMAX
 from .record import Op, Value
 from .refusals import CannotFold
-from .request import drop_axes, Request, UNREAD, without_repeats
+from .request import beside, drop_axes, Request, UNREAD, without_repeats
 from .rules import rule_errors
 from .holders import tensors_in
 
@@ -119,13 +120,26 @@ def moves(op:Op, request:Request) -> list[Request]|None:
     if found is None: raise CannotFold('no_move', op=op)
     return (moves_back if request.value in op.outputs else moves_ahead)(op, request, found)
 
+# %% ../../nbs/core/19_crossing.ipynb #4bcc81ba
+def variables(op:Op) -> list[Value]:
+    "List the inputs of `op` that are no constants, each once"
+    return [v for v in dict.fromkeys(op.inputs) if not v.content]
+
+# %% ../../nbs/core/19_crossing.ipynb #19708a71
+def probe_shape(op:Op, v:Value) -> tuple[int,...]: # v: an input of `op`
+    "Return the smallest shape of a tensor in place of `v` that shows all numbers of `op`"
+    return (1, v.shape[1], *(1,)*(len(v.shape)-2)) if op.rule.does==NORMALIZES else ()
+
 # %% ../../nbs/core/19_crossing.ipynb #b5d52e25
-def coefficients(op:Op) -> tuple[dict[Value,float],float]: # Factor of each term, and what is added
+def coefficients(op:Op) -> tuple[dict[Value,Tensor],Tensor]: # Factor of each term, and what is added; float64
     "Find out the numbers of a sum"
-    terms = list(dict.fromkeys(op.inputs))
-    def at(v): return rerun(op, {o:torch.tensor(float(o is v), dtype=torch.float64) for o in terms})[0].item()
-    c = at(None)
-    return {v:at(v)-c for v in terms},c
+    terms,held = variables(op),{v:v.content() for v in op.inputs if v.content}
+    device = next((t.device for t in held.values()), None)
+    def filled(v, x): return torch.full(probe_shape(op, v), x, dtype=torch.float64, device=device)
+    def at(v, x): return rerun(op, held | {o:filled(o, x if o is v else 0.) for o in terms})[0]
+    c,large = at(None, 0.),2.**40
+    ks = {v:(at(v, large)-at(v, -large))/(2*large) for v in terms}
+    return ks,c
 
 # %% ../../nbs/core/19_crossing.ipynb #976fa730
 def broadcast_back(request:Request) -> Request|None: # request.channels: of what `request.value` was broadcast to
@@ -136,24 +150,49 @@ def broadcast_back(request:Request) -> Request|None: # request.channels: of what
     channels = came_from(origin.flatten(), request.channels.flatten(), prod(shape))
     return None if channels is None else request.of(request.value, channels.view(shape))
 
-# %% ../../nbs/core/19_crossing.ipynb #fb09b68b
-def adds(op:Op, request:Request) -> list[Request]|None:
-    "Cross a sum: to its terms, or from its only term to the sum"
+# %% ../../nbs/core/19_crossing.ipynb #934d34ed
+def to_sum(op:Op, request:Request, k:Tensor, c:Tensor) -> list[Request]|None: # About an input that `k*x + c` is made of
+    "Ask for the same of the sum that `op` makes"
+    out,(scale,shift) = op.outputs[0],request.affine
+    if out.shape!=request.value.shape: return None
+    by,added = beside(request, k),beside(request, c)
+    if by is None or added is None: return None
+    by,added = by.nan_to_num(1.),added.nan_to_num(0.)
+    return [request.of(out, request.channels)._replace(affine=Affine(scale, by*shift + added - scale*added))]
+
+# %% ../../nbs/core/19_crossing.ipynb #2e486f24
+def to_terms(request:Request, ks:dict[Value,Tensor], c:Tensor) -> list[Request]|None: # About the sum of `ks` and `c`
+    "Ask for the same of the terms of a sum"
     scale,shift = request.affine
-    ks,c = coefficients(op)
-    is_back = request.value in op.outputs
-    k = next(iter(ks.values()))
-    if not k or len(ks)>1 and not is_back: return None
-    if not is_back: return [Request(op.outputs[0], Affine(scale, k*shift + c - scale*c), request.channels)]
-    shifts = [(scale*c + shift - c)/k] + [torch.zeros_like(shift)]*(len(ks)-1)
+    by,added = beside(request, next(iter(ks.values()))),beside(request, c)
+    if by is None or added is None: return None
+    wanted = (scale-1)*added.nan_to_num(0.) + shift
+    if (wanted!=0)[by==0].any(): return None
+    first = torch.where(wanted==0, wanted, wanted/by.nan_to_num(1.))
+    shifts = [first] + [torch.zeros_like(shift)]*(len(ks)-1)
     terms = [broadcast_back(Request(v, Affine(scale, t), request.channels)) for v,t in zip(ks, shifts)]
     return None if None in terms else terms # type: ignore[return-value]
 
+# %% ../../nbs/core/19_crossing.ipynb #fb09b68b
+def adds(op:Op, request:Request) -> list[Request]|None:
+    "Cross a sum: to its terms, or from its only term to the sum"
+    ks,c = coefficients(op)
+    if not all(t.isfinite().all() for t in (c, *ks.values())): return None
+    if request.value in op.outputs: return to_terms(request, ks, c)
+    return to_sum(op, request, ks[request.value], c) if len(ks)==1 else None
+
+# %% ../../nbs/core/19_crossing.ipynb #962ebba7
+def is_linear(op:Op) -> bool: # op: of those that multiply
+    "Tell whether `op` multiplies or divides one value, given once, by constants"
+    xs = variables(op)
+    divided = op.argument('input', 0)
+    divides_by_it = 'div' in op.name and divided not in xs and 'add' not in op.name
+    return len(xs)==1 and op.inputs.count(xs[0])==1 and not divides_by_it and 'rounding_mode' not in op.kwargs
+
 # %% ../../nbs/core/19_crossing.ipynb #a9eebf31
 def multiplies(op:Op, request:Request) -> list[Request]|None:
-    "Cross a product or quotient with a number"
-    rounds = 'rounding_mode' in op.kwargs
-    return adds(op, request) if len(op.inputs)==1 and not rounds else None
+    "Cross a product with constants, or a quotient"
+    return adds(op, request) if is_linear(op) else None
 
 # %% ../../nbs/core/19_crossing.ipynb #512478fc
 def pooled_axes(op:Op) -> list[int]|None: # None if all

@@ -52,6 +52,8 @@ def is_gone_before(value:Value, doubt:Doubt) -> bool:
 # %% ../../nbs/core/17_doubts.ipynb #34d5e534
 def is_called_once(record:Record, op:Op, name:str) -> bool: # op: the call of a module
     "Tell whether the module named `name` has no other place in which it could call what `op` calls"
-    inside = record.names[op.func].removeprefix(f'{name}.' if name else '')
-    outer = [m for m,n in record.names.items() if n==name] # none if the forward made it
+    shown = record.shown.get(op.func)
+    params = [n for n,v in record.params.items() if shown and v is shown.params[0]] if shown and shown.params else []
+    inside = (params or [record.names[op.func]])[0].removeprefix(f'{name}.' if name else '')
+    outer = [m for m,n in record.names.items() if n==name and m not in record.shown] # none if the forward made it
     return any(is_used_once(type(m), inside.partition('.')[0]) for m in outer)

@@ -109,7 +109,7 @@ class Recorder(ModuleRecorder):
         names = [p.name for p in parameters_of(module.forward) or () if p.kind in kinds]
         labels = [*names, *map(str, range(len(names), len(args)))]
         given = self.questions.given
-        options = self.options(module, call.args, call.kwargs)
+        options = self.left_options(module, call.args, call.kwargs)
         return tuple(map(given, labels, args)),{k:given(k, o) for k,o in kwargs.items()} | options
 
     def mark_state(self) -> None:
@@ -126,7 +126,7 @@ class Recorder(ModuleRecorder):
         again:bool=False
     ) -> bool: # Did the model run?
         "Follow a batch if the model takes it; if it doesn't, that leaves no trace in the record"
-        record,n = self.record,len(self.record.ops)
+        record,n,n_spans = self.record,len(self.record.ops),len(self.record.spans)
         sets:list[set] = [record.called, record.changed, record.hooked, record.tells, record.sets]
         before = [set(o) for o in sets]
         try: self.follow(call, forced, again)
@@ -134,6 +134,7 @@ class Recorder(ModuleRecorder):
             self.questions.end(is_taken=False)
             if refuses(e): self.questions.refuse()
             record.without(record.ops[n:])
+            del record.spans[n_spans:]
             for o,was in zip(sets, before): o.intersection_update(was)
             return False
         return True

@@ -4,22 +4,25 @@
 
 # %% auto #0
 __all__ = ['Branch', 'Cuts', 'Plan', 'one_per_call', 'check_uses', 'are_alike', 'branches', 'check_branch', 'find_home',
-           'find_homes', 'in_order', 'shapes_of', 'follow_example', 'record_examples', 'questions_of', 'make_plan',
-           'check_ranks', 'plan_for']
+           'find_homes', 'in_order', 'shapes_of', 'follow_example', 'record_examples', 'questions_of', 'unchangeable',
+           'computes', 'show_functions', 'make_plan', 'check_ranks', 'plan_for']
 
 # %% ../../nbs/core/23_plan.ipynb #a05c6842
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any, Iterable
-from torch import nn
+from torch import fx, nn
 from .evidence import gather, tensors_of
 from .example import examples, follow_rest
 from .inspect import Inspected, Inspector, Rules
 from .passes import ExampleError, record_pass, Recorder
 from .answers import Questions
 from .record import Op, Pass, Record
-from .refusals import CannotFold, FoldError, neither, Reason, reason, Refused
-from .scales import show_scales
+from .recorder import is_torch_own
+from .refusals import CannotFold, FoldError, Mention, neither, Reason, reason, Refused
+from .constants import note_constants
+from .functions import prove_slots, show_layers
+from .maps import MapNorm, show_maps
 from .walk import check_order, check_views, Edit, walk_ahead, walk_back, Walker
 
 # %% ../../nbs/core/23_plan.ipynb #82cfe6b1
@@ -107,7 +110,7 @@ def check_branch(inspector:Inspector, chosen:list[Branch], norm:nn.Module, edits
     "Refuse if a norm would leave one of several parts to choose from, or go into a single one"
     place = inspector.place_of(norm)
     for inside,unused in chosen:
-        if any((e.layer in inside)!=(place in inside) for e in edits):
+        if any((inspector.place_of(e.layer) in inside)!=(place in inside) for e in edits):
             raise CannotFold('choice', name=inspector.names[unused])
 
 # %% ../../nbs/core/23_plan.ipynb #7cffdedf
@@ -182,6 +185,30 @@ def questions_of(model:nn.Module, call:Pass) -> Questions: # call: that it takes
     gather(rec, rec.record.passes[0])
     return rec.questions
 
+# %% ../../nbs/core/23_plan.ipynb #d524ad25
+def unchangeable(record:Record, norm:MapNorm, rules:Rules) -> Mention|None:
+    "Return the module that `norm` is a part of the forward of, if that may not be rewritten"
+    place = record.factors.get(norm)
+    if place is None or rules.with_factors: return None
+    name = record.names[place]
+    return Mention(name or 'the model', is_layer=bool(name))
+
+# %% ../../nbs/core/23_plan.ipynb #ec9b3432
+def computes(model:nn.Module, rules:Rules) -> bool:
+    "Tell whether a forward may compute a norm by itself: one that isn't PyTorch's, and has parameters or buffers"
+    def has_own(m): return bool(m._parameters or m._buffers) and not is_torch_own(type(m))
+    return rules.with_factors or isinstance(model, fx.GraphModule) or any(map(has_own, model.modules()))
+
+# %% ../../nbs/core/23_plan.ipynb #197f7575
+def show_functions(rec:Recorder) -> None: # Its record changes
+    "Make functions that do what layers do look like calls of these"
+    def follow():
+        again = Recorder(rec.model, *rec.options)
+        again.follow(rec.record.passes[0])
+        return again.record
+    if not show_layers(rec.model, rec.record): return
+    if rec.record.passes: prove_slots(rec.model, rec.record, follow)
+
 # %% ../../nbs/core/23_plan.ipynb #1aaef4cb
 def make_plan(
     model:nn.Module,
@@ -192,14 +219,19 @@ def make_plan(
 ) -> Plan:
     "Plan where each norm of `model` can go, as far as examples and what is made of them show"
     found = rules.norms_of(model)
-    has_work = bool(found or rules.with_factors)
+    has_work = bool(found) or computes(model, rules)
     if args is None or not has_work: rec = Recorder(model, rules.is_leaf, rules.ops)
     else: rec = record_examples(model, [Pass('', args, kwargs or {}), *others], rules)
     record = rec.record
     if not record.called.issuperset(found):
         follow_rest(rec, found, nn.Module if record.passes else nn.Sequential)
-    factors = show_scales(model, record) if rules.with_factors else ()
-    return find_homes(Plan(Inspector(model, record, rules), in_order([*found, *factors], record)))
+    show_functions(rec)
+    note_constants(model, record)
+    maps = show_maps(model, record, rules.with_factors)
+    stay = {m:reason('in_forward', where=place) for m in maps if (place := unchangeable(record, m, rules))}
+    seen = {record.shown[m].module for m in maps}
+    norms = in_order([m for m in found if m not in seen] + maps, record)
+    return find_homes(Plan(Inspector(model, record, rules), norms, stay))
 
 # %% ../../nbs/core/23_plan.ipynb #91773485
 def check_ranks(plan:Plan, xb:tuple, rules:Rules) -> None: # xb: inferred, and what `plan` was made with
@@ -222,7 +254,8 @@ def plan_for(
     others:Iterable[Pass]=() # Further examples
 ) -> Plan:
     "Plan with the example batch, or with one that is inferred, or from what can be run alone"
-    has_work = rules.norms_of(model) or rules.with_factors
+    found = rules.norms_of(model)
+    has_work = bool(found) or computes(model, rules)
     if args or kwargs or not has_work: return make_plan(model, args, kwargs, rules, others)
     cause = None
     for xb in examples(model):
@@ -232,6 +265,6 @@ def plan_for(
             check_ranks(plan, xb, rules)
             return plan
     plan = make_plan(model, None, rules=rules)
-    if plan.record.passes: return plan
+    if plan.record.passes or not found: return plan
     raise FoldError(
         f"no example batch could be inferred for {type(model).__name__}: give one, as in fold(model, xb)") from cause

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from .ops import OpRule, OPS, UNKNOWN
 from .numbers import FromInput, plain_in, STOOD_FOR
 from .answers import Questions
-from .record import new_record, Op, storage_of, Value, Values
+from .record import new_record, Op, Span, storage_of, Value, Values
 from .holders import tensors_in
 from .source import (arguments, arguments_of, catches, left_out, looked_into, parameters_of, parts_told,
     takes_any_number, takes_more, tested, types_tested)
@@ -211,6 +211,7 @@ class ModuleRecorder(FunctionRecorder):
         questions:Questions|None=None # Asked in other passes of the same model
     ):
         super().__init__(model, rules, questions)
+        self.options = is_leaf,rules
         self.leaves = set(filter(is_leaf, self.record.names))
         self.torch_own = set(filter(is_torch_own, map(type, self.record.names)))
 
@@ -255,14 +256,21 @@ class ModuleRecorder(FunctionRecorder):
                 op.caller = caller
                 return self.unwatched(orig, m, args, op)
             self.note_given(m, caller, args, kwargs)
-            if m in self.told: kwargs = kwargs | self.options(m, args, kwargs)
+            if m in self.told: kwargs = kwargs | self.left_options(m, args, kwargs)
             if type(m) not in self.torch_own: self.note_options(m, args, kwargs)
             if m._forward_pre_hooks: self.note_hook(m, args, kwargs)
+            given,n = self.only(args, kwargs),len(self.record.ops)
             out = orig(m, *args, **kwargs)
+            self.record.spans.append(Span(m, given, self.only((out,), {}), self.record.ops[n:]))
             if m._forward_hooks: self.note_hook(m, out)
             self.note_returned(caller, out)
             return out
         finally: self.questions.call = outer
+
+    def only(self, args:tuple, kwargs:dict) -> Value|None:
+        "Return what the only tensor among arguments holds; None if there is anything else"
+        is_one = len(args)==1 and not kwargs and isinstance(args[0], Tensor)
+        return self.value(args[0]) if is_one else None
 
     def note_given(self, m:nn.Module, caller:str, args:tuple, kwargs:dict) -> None:
         "Note what the running module `m` was given, and whether `caller` can tell it more than tensors"
@@ -279,7 +287,7 @@ class ModuleRecorder(FunctionRecorder):
             if name in names and o is None: self.questions.wonder('option', name, None)
             if name in names and isinstance(o, Tensor): self.questions.wonder('option', name, 'a tensor')
 
-    def options(self, m:nn.Module, args:tuple, kwargs:dict) -> dict[str,Any]: # What stands for them, by name
+    def left_options(self, m:nn.Module, args:tuple, kwargs:dict) -> dict[str,Any]: # What stands for them, by name
         "Note the options of `m` that its call leaves as they are, but that the model may be given for it"
         where,left = self.record.names.get(m, type(m).__name__),left_out(m.forward, args, kwargs)
         labels = {k:f'{where}.{k}'.strip('.') for k,o in left.items() if o is not None}

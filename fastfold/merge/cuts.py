@@ -11,16 +11,17 @@ from torch import nn
 from ..core.changes import Change
 from ..core.plan import Cuts, Plan
 from ..core.refusals import Reason, reason, Refused
-from ..core.scales import ScaleCall, scale_calls
+from ..core.constants import note_constants
+from ..core.maps import Chain, maps_in_forwards
 from ..core.state import evaluating
 from .regions import find_problem, Finder, finder_of, Region
 from .place import block_graph
 from .rewrite import block_changes, Merge, settle
 
 # %% ../../nbs/merge/07_cuts.ipynb #4f587e51
-def cut(finder:Finder, call:ScaleCall) -> Merge:
-    "Make a merge that leaves nothing in place of `call`; refuse if that can't be"
-    r = Region(call.value, call.op.outputs[0], [*call.views[::-1], call.op])
+def cut(finder:Finder, chain:Chain) -> Merge:
+    "Make a merge that leaves nothing in place of `chain`; refuse if that can't be"
+    r = Region(chain.value, chain.result, chain.makers[::-1] + chain.ops)
     if problem := find_problem(finder, r): raise problem
     return Merge(r, None, block_graph(finder, r.block, [r]), 0, 0)
 
@@ -34,11 +35,11 @@ def find_cuts(
     main = plan.record.main
     if main:
         finder = finder_of(plan.model, main.args, main.kwargs, plan.rules, plan.record.questions)
+        note_constants(plan.model, finder.record)
+        found = {n:cs for n,cs in maps_in_forwards(finder.record).items() if n in wanted}
         with evaluating(plan.model):
-            for call in scale_calls(finder.record):
-                name = finder.params[call.param]
-                if name not in wanted: continue
-                try: cuts[name] = cut(finder, call)
+            for name,calls in found.items():
+                try: cuts |= {name: cut(finder, c) for c in calls}
                 except Refused as e: stay[name] = e.reason
             why = settle(finder, list(cuts.values())) if cuts else {}
         stay |= {n:r for n,m in cuts.items() if (r := why[m])}

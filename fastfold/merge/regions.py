@@ -28,7 +28,7 @@ from ..core.answers import Questions
 from ..core.record import Op, Value
 from ..core.passes import record_pass
 from ..core.refusals import Refused
-from ..core.scales import per_channel, varies_along
+from ..core.request import per_channel, varies_along
 from .kernel import added, composed, identity_kernel, Kernel, kernel_of
 from .kernel import pool_kernel, POOLS, scaled
 from .obstacles import CannotMerge
