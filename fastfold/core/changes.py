@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Pair', 'Change', 'BlockChange', 'entries', 'Alias', 'second_places', 'slots', 'new_parameters', 'place_of',
-           'as_registered', 'make_changes', 'overflowing', 'apply', 'replaced', 'last_place', 'take_back',
+           'owner_name', 'as_registered', 'make_changes', 'overflowing', 'apply', 'replaced', 'last_place', 'take_back',
            'take_back_block', 'revert', 'applied', 'check_places', 'put_back_in', 'follow_freezing', 'checksum', 'Seen',
            'look_at']
 
@@ -19,6 +19,7 @@ from .plan import Plan
 from .refusals import FoldError, Reason, reason
 from .rules import rule_of
 from .state import pending, undone_on_failure
+from .walk import take_in
 
 # %% ../../nbs/core/24_changes.ipynb #b0cde340
 _nothing = object() # There is no such place
@@ -48,6 +49,8 @@ class Change:
     def put(self, model:nn.Module, what:Any) -> None:
         "Let `what` be there; a buffer that was set aside hasn't moved with the model"
         self.slot(model)[self.key] = what.to(self.get(model)) if self.kind=='_buffers' else what
+        owner = model.get_submodule(self.owner)
+        if self.kind=='_parameters' and isinstance(owner, nn.RNNBase): setattr(owner, self.key, what) # has a list of them
 
     def now(self, model:nn.Module) -> Any: # `_nothing` if there is no such place any more
         "Return what is there, if the place still exists"
@@ -150,7 +153,7 @@ def new_parameters(plan:Plan) -> dict[nn.Module,dict[str,nn.Parameter]]: # layer
     res = {}
     for layer,es in edits.items():
         m = rule_of(layer, plan.rules.layers).map(layer)
-        for e in es.values(): getattr(m, f'absorb_{e.side}')(e.affine)
+        for e in es.values(): take_in(m, e)
         res[layer] = m.parameters()
     return res
 
@@ -163,6 +166,11 @@ def place_of(plan:Plan, layer:Any, k:str) -> tuple[str,str,nn.Parameter|None]: #
     name = next(n for n,v in plan.record.params.items() if v is shown.seen[k].param)
     owner,_,key = name.rpartition('.')
     return owner,key,plan.model.get_parameter(name)
+
+# %% ../../nbs/core/24_changes.ipynb #eb645d63
+def owner_name(plan:Plan, layer:Any) -> str:
+    "Return the name of the module that has the weight of `layer`"
+    return place_of(plan, layer, 'weight')[0] if layer in plan.record.shown else plan.names[layer]
 
 # %% ../../nbs/core/24_changes.ipynb #521c640a
 def as_registered(plan:Plan, layer:Any, k:str, old:nn.Parameter, new:nn.Parameter) -> nn.Parameter:
@@ -186,7 +194,7 @@ def make_changes(plan:Plan) -> list[Change]:
     for norm,home in plan.homes.items():
         replaced = plan.record.shown[norm].module if norm in plan.record.shown else norm
         leftover = plan.rules.leftover(norm).train((norm if replaced is None else replaced).training)
-        layers = {place_of(plan, e.layer, 'weight')[0] for e in home}
+        layers = {owner_name(plan, e.layer) for e in home}
         absorbers = [c for c in res if c.kind=='_parameters' and c.owner in layers]
         at = children.get(id(replaced), ()) if norm not in plan.record.factors else ()
         res += [Change(n, '_modules', k, replaced, leftover, absorbers) for n,k in at]
@@ -198,7 +206,7 @@ def overflowing(plan:Plan, changes:list[Change]) -> dict[nn.Module,Reason]: # no
     def is_finite(t): # the sum is quicker, but may overflow
         return t.sum(dtype=torch.float32).isfinite() or t.isfinite().all()
     bad = {c.owner:c.new.dtype for c in changes if c.kind=='_parameters' and not is_finite(c.new)}
-    last = {place_of(plan, e.layer, 'weight')[0]:norm for norm,home in plan.homes.items() for e in home} # the last one
+    last = {owner_name(plan, e.layer):norm for norm,home in plan.homes.items() for e in home} # the last one
     dtypes = {n:str(dtype).split('.')[-1] for n,dtype in bad.items()}
     return {last[n]:reason('overflow', name=n, dtype=dtype) for n,dtype in dtypes.items() if n in last}
 

@@ -25,7 +25,7 @@ def is_in_sight(op:Op) -> bool:
 def makes_constants(op:Op) -> bool:
     "Tell whether `op` is given constants only, and no number that the input may decide"
     is_fixed = is_in_sight(op) and not any(q.is_open for q in op.numbers)
-    return is_fixed and bool(op.inputs) and all([v.content for v in op.inputs])
+    return is_fixed and bool(op.outputs) and all([v.content for v in op.inputs])
 
 # %% ../../nbs/core/30_constants.ipynb #169346a6
 def made_by(op:Op, i:int) -> Tensor:

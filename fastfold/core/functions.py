@@ -22,7 +22,7 @@ from .crossing import rerun
 from .ops import callables, MOVES, UNKNOWN
 from .record import Op, Record, Shown, Value
 from .request import varies_along
-from .rules import SampledConv2d
+from .rules import find, LAYERS, SampledConv2d
 
 # %% ../../nbs/core/31_functions.ipynb #5160b374
 @dataclass(frozen=True, eq=False)
@@ -223,9 +223,9 @@ def with_bias(call:LayerCall, record:Record) -> LayerCall:
     term = adds_only(op, out) if op else None
     bias = seen_parameter(term, record) if term else None
     if op is None or bias is None or op.where!=call.ops[0].where: return call
-    axis = -1 if call.weight.turn in (None, torch.t) else -2
-    varies = varies_along(torch.empty(bias.at.shape), out.shape)
-    is_per_channel = op.outputs[0].shape==out.shape and varies==[len(out.shape)+axis]
+    layer = call.make(call.weight.there(torch.empty(call.weight.param.shape)))
+    axis = len(out.shape) + find(type(layer), LAYERS).axis_of(layer)
+    is_per_channel = op.outputs[0].shape==out.shape and varies_along(torch.empty(bias.at.shape), out.shape)==[axis]
     return replace(call, ops=[*call.ops, op], bias=bias) if is_per_channel else call
 
 # %% ../../nbs/core/31_functions.ipynb #b57fbe90
@@ -325,6 +325,6 @@ def prove_slots(model:nn.Module, record:Record, follow:Callable[[],Record]) -> N
         show_layers(model, again)
     for layer,(owner,k) in slots.items():
         weight,bias = again.params[names[record.shown[layer].params[0]]],again.params.get(f'{owner}.{k}'.lstrip('.'))
-        calls = [o for o in weight.users if weight in o.params]
-        is_used = bool(calls) and all(bias in o.params for o in calls) and len(weight.users)==len(calls)
+        users = [o for o in weight.users if not o.rule.asks]
+        is_used = bool(users) and all(weight in o.params and bias in o.params for o in users)
         if is_used: record.shown[layer].slot = owner,k

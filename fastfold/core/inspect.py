@@ -90,8 +90,8 @@ def is_computed(layer:nn.Module) -> bool:
     for k in 'weight','bias': # not read: that would compute a parametrized one, where spectral_norm updates its buffers
         p = layer._parameters.get(k)
         if p is not None and type(p) is not nn.Parameter: return True
-        is_buffer_or_property = k in layer._buffers or getattr_static(layer, k, None) is not None
-        if k not in layer._parameters and is_buffer_or_property: return True
+        is_flag = isinstance(getattr_static(layer, k, None), (bool,type(None))) # as `bias` of an LSTM
+        if k not in layer._parameters and (k in layer._buffers or not is_flag): return True
     return False
 
 # %% ../../nbs/core/21_inspect.ipynb #e911152e

@@ -23,7 +23,8 @@ from .refusals import CannotFold, FoldError, Mention, neither, Reason, reason, R
 from .constants import note_constants
 from .functions import prove_slots, show_layers
 from .maps import MapNorm, show_maps
-from .walk import check_order, check_views, Edit, walk_ahead, walk_back, Walker
+from .walk import check_order, check_views, Edit, Walker
+from .ways import walk_ahead, walk_back
 
 # %% ../../nbs/core/23_plan.ipynb #82cfe6b1
 class Cuts(dict[str,Any]):
@@ -61,7 +62,9 @@ class Plan(Inspected): # What it was made from: the model, the record of a pass,
 def one_per_call(edits:list[Edit]) -> list[Edit]: # edits: all on the same side
     "Return `edits` with those that belong to the same call made one"
     res:dict[Op,Edit] = {}
-    for e in edits: res[e.op] = replace(e, affine=res[e.op].affine.then(e.affine)) if e.op in res else e
+    for e in edits:
+        if e.op in res and res[e.op].at!=e.at: raise CannotFold('partial', name=e.op.name, n=2)
+        res[e.op] = replace(e, affine=res[e.op].affine.then(e.affine)) if e.op in res else e
     return list(res.values())
 
 # %% ../../nbs/core/23_plan.ipynb #d15ba000
@@ -69,11 +72,12 @@ def check_uses(edits:list[Edit]) -> None: # edits: all on the same side
     "Refuse unless all uses of the weights that `edits` change are among them, and agree"
     wanted = {e.op:e for e in edits}
     def agree(a, b):
-        if type(a.layer) is not type(b.layer) or not a.affine.equals(b.affine): return False
-        return getattr(a.layer, 'weight', None) is getattr(b.layer, 'weight', None)
+        if type(a.layer) is not type(b.layer) or a.at!=b.at or not a.affine.equals(b.affine): return False
+        return a.layer is b.layer or getattr(a.layer, 'weight', None) is getattr(b.layer, 'weight', 0)
     for p,e in {p:e for e in edits for p in e.op.params}.items():
         for u in p.users:
             if u.rule.asks: continue
+            if e.op.params.count(p)>1: raise CannotFold('partial', name=e.op.name, n=e.op.params.count(p))
             if p not in u.params: raise CannotFold('read', name=e.op.name, op=u)
             if u in wanted and agree(e, wanted[u]): continue
             n = len([o for o in p.users if o.run==u.run])
@@ -124,7 +128,7 @@ def find_home(walker:Walker, chosen:list[Branch], norm:nn.Module) -> list[Edit]:
     why = list[Reason]()
     for walk in walk_back,walk_ahead:
         try:
-            edits = one_per_call([e for c in calls for e in walk(walker, c, a)])
+            edits = one_per_call(walk(walker, calls, a))
             if not edits: raise CannotFold('unused')
             check_uses(edits)
             check_branch(inspector, chosen, norm, edits)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['activations', 'func_name', 'FunctionRecorder', 'Functions', 'Dispatched', 'is_hooked', 'is_torch_own', 'own_tensors',
-           'is_plain', 'modules_in', 'ModuleRecorder', 'recorder', 'modules_watched']
+           'is_plain', 'modules_in', 'in_order', 'ModuleRecorder', 'recorder', 'modules_watched']
 
 # %% ../../nbs/core/13_recorder.ipynb #4388ec74
 from contextlib import contextmanager
@@ -201,6 +201,13 @@ def modules_in(o:Any) -> list[nn.Module]: # o: an attribute of a module
     lists = [m for m in found if isinstance(m, (nn.ModuleList,nn.ModuleDict))]
     return [m for m in found if m not in lists] + [c for m in lists for c in m.children()]
 
+# %% ../../nbs/core/13_recorder.ipynb #3e85abce
+def in_order(m:nn.Module, kwargs:dict[str,Any]) -> dict[str,Any]:
+    "Return the keyword inputs of `m` in the order in which its forward names them"
+    if len(kwargs)<2: return kwargs
+    names = [p.name for p in parameters_of(m.forward) or ()]
+    return {k:kwargs[k] for k in sorted(kwargs, key=lambda k: names.index(k) if k in names else len(names))}
+
 # %% ../../nbs/core/13_recorder.ipynb #e9ea225e
 class ModuleRecorder(FunctionRecorder):
     "Write down calls of modules, too"
@@ -227,12 +234,12 @@ class ModuleRecorder(FunctionRecorder):
             op.inputs = [self.value(t) for t in args]
             out = orig(m, *args)
             if vars(m).get('inplace'): op.writes = [v.storage for v in op.inputs]
-            self.finish(op, [out])
+            self.finish(op, tensors_in(out))
         return out
 
     def leaf_call(self, orig:Callable, m:nn.Module, args:tuple, kwargs:dict, caller:str) -> Any: # What `m` returns
         "Call `m` through `orig`, recorded as one operation of `caller`"
-        own = own_tensors(m).values()
+        own,kwargs = own_tensors(m).values(),in_order(m, kwargs)
         if any(map(is_hooked, m.modules())): self.record.hooked.add(m)
         op = Op(self.where, m, self.where, params=[self.value(t) for t in own], caller=caller, training=m.training)
         if self.needs_no_watching(m, args, kwargs, own): return self.unwatched(orig, m, args, op)

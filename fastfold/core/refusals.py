@@ -71,6 +71,8 @@ REASONS = { # key -> what is said about it
         "raise Python's limit with sys.setrecursionlimit"),
     'axis': hopeless("the channels of '{name}' lie on another axis",
         "the norm works across what that layer makes"),
+    'side': hopeless("'{name}' is a {kind}, which can take in a norm before it, and none after it",
+        "what comes out of it isn't made by its weights alone"),
     'obstacle': hopeless("'{name}' {why}",
         "it would not be exact at the borders or between them"),
     'from_input': hopeless("its input is an input of the model",

@@ -17,6 +17,7 @@ import logging
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from .affine import Affine, EmbeddingMap, LinearMap, layer_scale_affine, norm_affine
+from .projections import attention_obstacle, AttentionMap, recurrent_obstacle, RecurrentMap
 from .refusals import CannotFold, first_line, FoldError, Refused
 
 # %% ../../nbs/core/02_rules.ipynb #22d3ca39
@@ -33,7 +34,8 @@ def conv_axis(conv:_ConvNd) -> int:
 def conv_obstacle(conv:_ConvNd) -> str: # '' or a reason
     "Return why a shift before `conv` can't go into its bias, if it can't"
     if isinstance(conv, _ConvTransposeNd):
-        return 'is a transposed convolution, whose output pixels see different numbers of input pixels'
+        sees_one = {*conv.kernel_size, *conv.stride}=={1} and not any(conv.output_padding)
+        return '' if sees_one else 'is a transposed convolution, whose output pixels see different numbers of input pixels'
     if conv.padding=='valid': return ''
     if conv.padding=='same': pads = any(d*(k-1) for d,k in zip(conv.dilation, conv.kernel_size))
     else: pads = any(conv.padding)
@@ -62,6 +64,8 @@ class LayerRule:
     obstacle:Callable[[Any],str]=no_obstacle # layer -> '' if it can absorb a shift before it, else the reason why not
     map:Callable[[Any],Any]=LinearMap # layer -> the arithmetic: a `LinearMap`, or what has its methods
     kernel:Callable|None=None # layer, name -> its `Kernel`, if it may be merged with others; None if not
+    sides:tuple[str,...]=('before','after') # Where it can absorb a map: before it, after it
+    n_inputs:int=1 # How many inputs its weights are for; if several, `absorb_before` is told which a map is of
 
     def axis_of(self, layer:Any) -> int:
         "Return the axis of the channels of `layer`, whichever way the rule gives it"
@@ -72,6 +76,8 @@ LAYERS:dict[type|str,LayerRule] = {
     **dict.fromkeys((nn.Linear, 'timm.layers.linear.Linear'), LayerRule()),
     nn.Embedding: LayerRule(map=EmbeddingMap),
     SampledConv2d: LayerRule(conv_axis, sampled_obstacle),
+    **dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN), LayerRule(obstacle=recurrent_obstacle, map=RecurrentMap, sides=('before',))),
+    nn.MultiheadAttention: LayerRule(obstacle=attention_obstacle, map=AttentionMap, sides=('before',), n_inputs=3),
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), LayerRule(conv_axis, conv_obstacle)),
     **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), LayerRule(conv_axis, conv_obstacle)),
 }

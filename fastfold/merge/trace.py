@@ -43,6 +43,8 @@ IsLeaf = Callable[[nn.Module,str],bool] # part, its name in the block -> is it t
 
 class BlockTracer(Tracer):
     "Trace a module, and remember which of its parts weren't taken as a whole"
+    proxy_buffer_attributes = True # what is made of buffers isn't to be calculated beforehand
+
     def __init__(self, is_leaf:IsLeaf):
         super().__init__()
         self.is_leaf = is_leaf
