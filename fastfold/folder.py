@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from .core.changes import apply, applied, Change, check_places, look_at, make_changes, overflowing, revert, Seen
 from .core.check import check_model
-from .core.copies import check_copy, copy_with, elsewhere
+from .core.copies import changed, check_copy, copy_with, elsewhere
 from .core.example import inferred
 from .core.inspect import kind_of, Rules
 from .core.load import load_folded
@@ -73,19 +73,22 @@ def rules_with(
     return Rules(norms, known, ops, into, forward)
 
 # %% ../nbs/01_folder.ipynb #ae50bd14
-def feasible(plan:Plan) -> tuple[Plan,list[Change]]: # The plan that is left, and its changes
+def feasible(
+    plan:Plan,
+    replaces_root:bool=True # May the model itself become another one?
+) -> tuple[Plan,list[Change]]: # The plan that is left, and its changes
     "Make the changes of `plan`, less those that would overflow or can't leave a forward"
-    plan = with_cuts(plan)
+    plan = with_cuts(plan, replaces_root)
     changes = make_changes(plan)
     while bad := overflowing(plan, changes):
-        plan = with_cuts(plan.without(bad))
+        plan = with_cuts(plan.without(bad), replaces_root)
         changes = make_changes(plan)
     return plan,changes
 
 # %% ../nbs/01_folder.ipynb #df0a3919
 def feasible_in_place(plan:Plan) -> tuple[Plan,list[Change]]: # The plan that is left, and its changes
     "Make the changes of `plan` that can be made in the model itself, wherever it holds what changes"
-    plan,changes = feasible(plan)
+    plan,changes = feasible(plan, replaces_root=False)
     second,stuck = elsewhere(plan, changes)
     if stuck: return feasible_in_place(plan.without(stuck))
     return plan,changes + second
@@ -111,7 +114,7 @@ class Folded:
     def in_effect(self) -> AbstractContextManager[nn.Module]:
         "Fold the model for a moment; a copy is folded already"
         is_copy = self.model is not self.plan.model
-        return nullcontext(self.model) if is_copy else applied(self.model, self.changes)
+        return nullcontext(self.model) if is_copy else changed(self.model, self.changes)
 
 # %% ../nbs/01_folder.ipynb #ea6863f9
 def judge(
@@ -275,7 +278,7 @@ class BN_Folder:
         plan,changes = feasible(plan_for(model, xb, kw, self.rules, further(others)))
         folded = Folded(plan, changes, model)
         merged = self._merged(folded, xb, kw, verify=False)
-        with folded.in_effect(), applied(model, merged.changes): self.report = report_of(folded, merged)
+        with folded.in_effect() as m, applied(m, merged.changes): self.report = report_of(replace(folded, model=m), merged)
         return self.report
 
     def unfold(self) -> nn.Module|None: # The model last folded in place, as it was; None if there is none

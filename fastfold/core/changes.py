@@ -36,6 +36,7 @@ class Change:
 
     def __post_init__(self):
         self.home:nn.Module|None = None # The module that it was last made in
+        self.is_first = False # Was there no such place before?
         self.trained = getattr(self.new, 'requires_grad', None) # Is the new parameter to be trained?
 
     def slot(self, model:nn.Module) -> dict[str,Any]:
@@ -86,6 +87,7 @@ Pair = tuple[Tensor,Tensor] # A parameter that was set aside, and what the model
 class BlockChange(Change):
     "Describe a module as it was, and the same with another forward"
     pairs:list[Pair]=field(default_factory=list) # Parameters that it sets aside, with others that the new module has
+    is_root:bool=False # Is it the model itself, of which only a copy can become another one?
 
     def build(self) -> nn.Module:
         "Make the new module of the old one as it is now"
@@ -198,7 +200,8 @@ def make_changes(plan:Plan) -> list[Change]:
         absorbers = [c for c in res if c.kind=='_parameters' and c.owner in layers]
         at = children.get(id(replaced), ()) if norm not in plan.record.factors else ()
         res += [Change(n, '_modules', k, replaced, leftover, absorbers) for n,k in at]
-    return res + plan.cuts.changes(plan.model, {names[m] for m in plan.homes})
+    added = [c.owner for c in res if c.kind=='_parameters' and c.old is None and c.key not in c.slot(plan.model)]
+    return res + plan.cuts.changes(plan.model, {names[m] for m in plan.homes}, added)
 
 # %% ../../nbs/core/24_changes.ipynb #f7700174
 def overflowing(plan:Plan, changes:list[Change]) -> dict[nn.Module,Reason]: # norm -> why it must be kept
@@ -220,6 +223,7 @@ def apply(model:nn.Module, changes:list[Change]) -> None:
                 if built[id(c.old)] is None: built[id(c.old)] = c.build()
                 c.new = built[id(c.old)]
             c.home = model.get_submodule(c.owner)
+            c.is_first = c.kind=='_parameters' and c.key not in c.slot(model)
             c.put(model, c.new)
 
 # %% ../../nbs/core/24_changes.ipynb #5f328435
@@ -248,6 +252,7 @@ def take_back(model:nn.Module, c:Change, moved_to:tuple|None) -> None: # moved_t
         c.old.data = c.old.data.to(c.new)
         if c.is_flipped: c.old.requires_grad_(c.new.requires_grad)
     c.put(model, c.old)
+    if c.is_first: del c.slot(model)[c.key]
 
 # %% ../../nbs/core/24_changes.ipynb #0b648dc0
 def take_back_block(model:nn.Module, changes:list[Change]) -> None: # changes: the last is a `BlockChange`
@@ -255,6 +260,7 @@ def take_back_block(model:nn.Module, changes:list[Change]) -> None: # changes: t
     c = changes[-1]
     assert isinstance(c, BlockChange)
     if not c.in_effect(model): return
+    if c.kind=='graph': return c.put(model, c.old)
     merged = [i for i,o in enumerate(changes[:-1]) if isinstance(o, BlockChange) and o.pairs]
     since = changes[max(merged, default=-1)+1:] # what was changed before has no place in `model` now
     moved_to = last_place(c.pairs or replaced(model, since))

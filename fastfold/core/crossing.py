@@ -236,7 +236,7 @@ def resized(op:Op, request:Request) -> list[Request]|None: # None if `op` mixes 
 # %% ../../nbs/core/19_crossing.ipynb #2b8fd2b3
 def keeps_ones(op:Op) -> bool:
     "Tell whether the average of ones is 1 everywhere, whatever the size"
-    divisor = None if op.func is F.interpolate else op.argument('divisor_override', 6)
+    divisor = op.argument('divisor_override', 6) if 'avg_pool' in op.name else None
     if divisor is not None: return False
     ones = torch.ones((), dtype=torch.float64).expand(op.inputs[0].shape)
     res, = rerun(op, {op.inputs[0]:ones})

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Reader', 'READERS', 'NAMED_READERS', 'Seen', 'seen_parameter', 'LayerCall', 'named', 'layer_call', 'like_conv',
            'like_linear', 'conv_reader', 'linear_reader', 'product_reader', 'sum_reader', 'embedding_reader',
-           'sampled_reader', 'readers', 'reader_of', 'adds_only', 'with_bias', 'layer_like', 'forget_views',
-           'show_layer', 'show_layers', 'free_slots', 'channels_out', 'biases_in', 'prove_slots']
+           'convolution_reader', 'sampled_reader', 'readers', 'reader_of', 'adds_only', 'with_bias', 'layer_like',
+           'forget_views', 'show_layer', 'show_layers', 'free_slots', 'channels_out', 'biases_in', 'prove_slots',
+           'nodes_without_bias', 'note_graph_slots']
 
 # %% ../../nbs/core/31_functions.ipynb #821631a8
 from contextlib import contextmanager
@@ -15,11 +16,11 @@ from functools import partial
 from typing import Any, Callable, Iterator
 import torch
 import torch.nn.functional as F
-from torch import nn, Tensor
+from torch import fx, nn, Tensor
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.utils import _ntuple
 from .crossing import rerun
-from .ops import callables, MOVES, UNKNOWN
+from .ops import callables, MOVES, operators, UNKNOWN
 from .record import Op, Record, Shown, Value
 from .request import varies_along
 from .rules import find, LAYERS, SampledConv2d
@@ -175,6 +176,14 @@ def embedding_reader(names:str) -> Reader: # names: of its arguments, in order
         return layer_call(op, record, dict(input=given['input'], weight=given['weight']), make) if is_plain else None
     return read
 
+# %% ../../nbs/core/31_functions.ipynb #2c456b9b
+def convolution_reader(op:Op, record:Record) -> LayerCall|None:
+    "Read `op`, one operator for all kinds of convolutions, as the kind that it is"
+    given = named(op, 'input weight bias stride padding dilation transposed output_padding groups')
+    n = len(given['weight'].shape)-2
+    options = {k:o for k,o in given.items() if k not in ('input', 'weight', 'bias')}
+    return layer_call(op, record, given, partial(like_conv, options, n, bool(given['transposed']))) if n else None
+
 # %% ../../nbs/core/31_functions.ipynb #e940afe1
 def sampled_reader(op:Op, record:Record) -> LayerCall|None:
     "Read `op` as a deformable convolution"
@@ -195,9 +204,9 @@ def readers() -> dict[Any,Reader]: # By function
         named[f'conv{n}d'] = conv_reader(n)
         named[f'conv_transpose{n}d'] = conv_reader(n, transposed=True)
     by_function = {f:r for name,r in named.items() for f in callables(name)}
-    embeddings:dict[Any,Reader] = {F.embedding: embedding_reader('input weight padding_idx max_norm'),
-        torch.embedding: embedding_reader('weight input')}
-    return by_function | embeddings
+    weight_first = dict.fromkeys([torch.embedding, *operators('embedding')], embedding_reader('weight input'))
+    convolutions = dict.fromkeys(operators('convolution'), convolution_reader)
+    return by_function | weight_first | convolutions | {F.embedding: embedding_reader('input weight padding_idx max_norm')}
 
 # %% ../../nbs/core/31_functions.ipynb #e7992f81
 READERS = readers()
@@ -328,3 +337,22 @@ def prove_slots(model:nn.Module, record:Record, follow:Callable[[],Record]) -> N
         users = [o for o in weight.users if not o.rule.asks]
         is_used = bool(users) and all(weight in o.params and bias in o.params for o in users)
         if is_used: record.shown[layer].slot = owner,k
+
+# %% ../../nbs/core/31_functions.ipynb #e63ab351
+def nodes_without_bias(graph:fx.Graph, weight:str) -> list[fx.Node]: # weight: the name of a parameter
+    "List the calls of layers in `graph` that use `weight`, if all could be given a bias, too"
+    users = [u for n in graph.nodes if n.op=='get_attr' and n.target==weight for u in n.users]
+    def has_room(u): return u.op=='call_function' and len(u.args)>1 and (len(u.args)<3 or u.args[2] is None)
+    def is_layer(u): return getattr(u.target, '__name__', '').partition('.')[0] in ('conv1d', 'conv2d', 'conv3d', 'linear')
+    return users if all(is_layer(u) and has_room(u) and 'bias' not in u.kwargs for u in users) else []
+
+# %% ../../nbs/core/31_functions.ipynb #ed13e55a
+def note_graph_slots(model:fx.GraphModule, record:Record) -> None: # record: of `model`; changed
+    "Note that layers which the graph of `model` calls without a bias can get one"
+    names = {v:k for k,v in reversed(record.params.items())}
+    for layer,shown in record.shown.items():
+        if 'weight' not in shown.seen or 'bias' in shown.seen: continue
+        name = names[shown.seen['weight'].param]
+        owner,_,key = name.rpartition('.')
+        is_free = key=='weight' and not hasattr(model.get_submodule(owner), 'bias')
+        if is_free and nodes_without_bias(model.graph, name): shown.slot = owner,'bias'

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['MAPS', 'SCALES', 'uses_batch', 'mapped_value', 'Chain', 'chains', 'numbers_of', 'ChannelMap', 'map_of', 'MapNorm',
            'FactorNorm', 'finite_affine', 'forget_makers', 'show', 'chain_in', 'maps_of_modules', 'common_map',
-           'norm_for', 'show_modules', 'owner_of', 'map_name', 'maps_in_forwards', 'show_forwards', 'show_maps']
+           'norm_for', 'show_modules', 'owner_of', 'map_name', 'maps_in_forwards', 'is_rewritable', 'name_only',
+           'show_forwards', 'show_batch_norms', 'show_maps']
 
 # %% ../../nbs/core/20_maps.ipynb #da8a9a44
 from dataclasses import dataclass
 from functools import reduce
 from operator import attrgetter
-from torch import nn, Tensor
+from torch import fx, nn, Tensor
 from torch.nn.modules.batchnorm import _NormBase
 import torch
 from .affine import Affine
@@ -19,7 +20,7 @@ from .constants import is_in_sight
 from .crossing import coefficients, is_linear, variables
 from .ops import ADDS, MULTIPLIES, NORMALIZES, UNKNOWN
 from .record import Op, Record, Shown, Span, Value
-from .refusals import FoldError, Refused
+from .refusals import FoldError, Mention, Reason, reason, Refused
 from .request import per_channel, varies_along
 from .rules import LAYER_SCALES, NormRule
 
@@ -119,7 +120,7 @@ def map_of(chain:Chain) -> ChannelMap|None: # None if it isn't per channel
 class MapNorm(nn.Module):
     "Stand for operations that map channels"
     def __init__(self,
-        does:ChannelMap,
+        does:ChannelMap|None, # None if that depends on the batch
         kind:str, # How a report calls it
         is_norm:bool=False # Does it normalize, with running statistics or other buffers?
     ):
@@ -133,6 +134,7 @@ class FactorNorm(MapNorm):
 # %% ../../nbs/core/20_maps.ipynb #7007d469
 def finite_affine(norm:MapNorm, name:str) -> Affine:
     "Return what `norm` does to channels"
+    assert norm.does
     if all(t.isfinite().all() for t in norm.does.affine): return norm.does.affine
     raise FoldError(f"'{name}' ({norm.kind}) has numbers that are not finite: load a sound checkpoint")
 
@@ -168,7 +170,7 @@ def show(
     for p in params: p.users.append(op)
     op.name,op.func,op.rule = name,norm,UNKNOWN
     op.args,op.kwargs = (),{}
-    op.inputs,op.params = [value],params
+    op.inputs,op.outputs,op.params = [value],op.outputs[:1],params
     record.calls.setdefault(norm, []).append(op)
     record.called.add(norm)
     record.names[norm] = name
@@ -202,7 +204,7 @@ def common_map(chains:list[Chain]) -> ChannelMap|None: # None if they differ, or
 def norm_for(
     chains:list[Chain], # Calls that do the same
     record:Record,
-    kind:str # How a report calls them
+    kind:str='' # How a report calls them
 ) -> MapNorm|None: # None if they only shift, or are no maps per channel
     "Make the module that `chains` look like calls of"
     ops = [o for c in chains for o in c.ops]
@@ -211,8 +213,10 @@ def norm_for(
     params = {p for c in chains for p in c.params}
     has_buffers = any(record.params.get(k) in params for k in record.buffers)
     multiplies_only = all('mul' in o.name for o in ops) and len(params)==1
-    if multiplies_only and not has_buffers: return FactorNorm(does, kind)
-    return MapNorm(does, kind, has_buffers or any(o.rule.does==NORMALIZES for o in ops))
+    if multiplies_only and not has_buffers: return FactorNorm(does, kind or 'LayerScale')
+    words = {o.rule.does for o in ops}
+    is_norm = NORMALIZES in words or has_buffers and ADDS in words
+    return MapNorm(does, kind or ('batch_norm' if NORMALIZES in words else 'scale and shift'), is_norm)
 
 # %% ../../nbs/core/20_maps.ipynb #5f4600b0
 def show_modules(
@@ -235,12 +239,14 @@ def owner_of(chain:Chain, record:Record) -> nn.Module|None:
     owners = [m for m,n in record.names.items() if {n}==names and isinstance(m, _NormBase)]
     return owners[0] if owners and owners[0] not in record.called else None
 
-# %% ../../nbs/core/20_maps.ipynb #3b886d6b
+# %% ../../nbs/core/20_maps.ipynb #aa7316cd
 def map_name(chain:Chain, record:Record) -> str:
     "Choose a name for what `chain` does"
-    owner = owner_of(chain, record)
-    if owner is not None: return record.names[owner]
-    return next((n for n,v in record.params.items() if v in chain.params), chain.ops[0].name)
+    names = [n for n,v in record.params.items() if v in chain.params]
+    owners = {n.rpartition('.')[0] for n in names}
+    is_norm = any(o.rule.does==NORMALIZES for o in chain.ops)
+    if is_norm and len(owners)==1 and owners!={''}: return owners.pop()
+    return names[0] if names else chain.ops[0].name
 
 # %% ../../nbs/core/20_maps.ipynb #853fb0c9
 def maps_in_forwards(record:Record) -> dict[str,list[Chain]]: # By name
@@ -250,29 +256,56 @@ def maps_in_forwards(record:Record) -> dict[str,list[Chain]]: # By name
         if not c.value.content: res.setdefault(map_name(c, record), []).append(c)
     return res
 
-# %% ../../nbs/core/20_maps.ipynb #36013a95
+# %% ../../nbs/core/20_maps.ipynb #653e3d58
+def is_rewritable(place:nn.Module, with_factors:bool) -> bool:
+    "Tell whether the forward of `place` may be rewritten"
+    return with_factors or isinstance(place, fx.GraphModule)
+
+# %% ../../nbs/core/20_maps.ipynb #cd80be11
+def name_only(record:Record, norm:MapNorm, name:str, module:nn.Module|None) -> None: # record: changed
+    "Give `norm` a name, and leave what it stands for as it is"
+    record.names[norm],record.shown[norm] = name,Shown([], module)
+
+# %% ../../nbs/core/20_maps.ipynb #d475a7b7
 def show_forwards(
     model:nn.Module,
     record:Record, # Of `model`; changed
-    with_factors:bool # Also what isn't a norm?
-) -> list[MapNorm]:
-    "Make maps in larger forwards look like the calls of norms, and return these"
-    res = list[MapNorm]()
+    with_factors:bool # May any forward be rewritten?
+) -> tuple[list[MapNorm],dict[MapNorm,Reason]]: # What looks like norms, and what stays as it is, with the reason
+    "Make maps in larger forwards look like the calls of norms"
+    res,stay = list[MapNorm](),dict[MapNorm,Reason]()
     for name,calls in maps_in_forwards(record).items():
         owner,place = owner_of(calls[0], record),calls[0].where
-        norm = norm_for(calls, record, type(owner).__name__ if owner else 'LayerScale')
-        is_one = norm and all(c.where==place for c in calls)
-        if norm is None or not is_one or not (norm.is_norm or with_factors): continue
-        for c in calls: show(record, c, norm, name, owner)
-        record.factors[norm] = model.get_submodule(place)
-        res.append(norm)
-    return res
+        norm = norm_for(calls, record, type(owner).__name__ if owner else '')
+        if norm is None or any(c.where!=place for c in calls): continue
+        if is_rewritable(module := model.get_submodule(place), with_factors):
+            for c in calls: show(record, c, norm, name, owner)
+            record.factors[norm] = module
+            res.append(norm)
+        elif norm.is_norm:
+            name_only(record, norm, name, owner)
+            stay[norm] = reason('in_forward', where=Mention(place or 'the model', is_layer=bool(place)))
+    return res,stay
 
-# %% ../../nbs/core/20_maps.ipynb #bcd3cf78
+# %% ../../nbs/core/20_maps.ipynb #fcd10d79
+def show_batch_norms(record:Record) -> dict[MapNorm,Reason]: # record: changed
+    "Name what normalizes values with statistics of the batch, and say why it stays"
+    res = dict[str,MapNorm]()
+    for op in record.ops:
+        if not uses_batch(op) or op.inputs[0].content: continue
+        name = map_name(Chain([op]), record)
+        if name in res: continue
+        res[name] = MapNorm(None, op.name, is_norm=True)
+        name_only(record, res[name], name, owner_of(Chain([op]), record))
+    return dict.fromkeys(res.values(), reason('batch_stats'))
+
+# %% ../../nbs/core/20_maps.ipynb #6baf89ed
 def show_maps(
     model:nn.Module,
     record:Record, # Of `model`; changed
-    with_factors:bool=False # Also what isn't a norm?
-) -> list[MapNorm]:
-    "Make operations that map channels look like the calls of norms, and return these"
-    return show_modules(record, with_factors) + show_forwards(model, record, with_factors)
+    with_factors:bool=False # May any forward be rewritten, and may factors go that aren't norms?
+) -> tuple[list[MapNorm],dict[MapNorm,Reason]]: # What looks like norms, and what stays as it is, with the reason
+    "Make operations that map channels look like the calls of norms"
+    maps = show_modules(record, with_factors)
+    more,stay = show_forwards(model, record, with_factors)
+    return maps + more, stay | show_batch_norms(record)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOVES', 'ADDS', 'MULTIPLIES', 'AVERAGES', 'EXTREMES', 'TOTALS', 'ATTENDS', 'SOFTMAX', 'HANDS_ON', 'NORMALIZES',
-           'WORDS', 'VIEW', 'MAY_COPY', 'PARTS', 'UNKNOWN', 'OPS', 'OpRule', 'callables', 'rows']
+           'WORDS', 'VIEW', 'MAY_COPY', 'PARTS', 'UNKNOWN', 'OPS', 'OpRule', 'operators', 'callables', 'rows']
 
 # %% ../../nbs/core/08_ops.ipynb #b2919917
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from typing import Any, Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._ops import OpOverloadPacket
 from .refusals import FoldError
 
 # %% ../../nbs/core/08_ops.ipynb #7a40db96
@@ -53,12 +54,19 @@ class OpRule:
 
 UNKNOWN = OpRule() # stands for the rule of an operation that has no row
 
+# %% ../../nbs/core/08_ops.ipynb #0edb7de0
+def operators(name:str) -> list[Callable]:
+    "List the operators that go by `name` and that graphs of exported programs call"
+    packet = getattr(torch.ops.aten, name, None)
+    is_one = isinstance(packet, OpOverloadPacket)
+    return [getattr(packet, o) for o in packet.overloads()] if is_one else []
+
 # %% ../../nbs/core/08_ops.ipynb #9f081405
 def callables(name:str) -> list[Callable]:
     "List the functions, methods and properties of PyTorch that go by `name`"
     found = [getattr(o, name) for o in (torch, Tensor, F) if hasattr(o, name)]
     found = [o if callable(o) else getattr(o, '__get__', None) for o in found]
-    return [o for o in found if o is not None and not isinstance(o, type)]
+    return [o for o in found if o is not None and not isinstance(o, type)] + operators(name)
 
 # %% ../../nbs/core/08_ops.ipynb #0d94ac71
 def rows(
@@ -91,6 +99,7 @@ _moves = (
         detach=lambda x: x.detach(),
         narrow=lambda x: x.narrow(2, 0, 2),
         select=lambda x: x.select(3, 0),
+        slice=lambda x: torch.ops.aten.slice(x, 2, 1),
         __getitem__=lambda x: x[:,:,1:])) |
     rows(MOVES, memory=MAY_COPY, examples=dict(
         reshape=lambda x: x.reshape(*x.shape[:2], -1),
@@ -184,6 +193,11 @@ _averages = (
         interpolate=lambda x: F.interpolate(x, scale_factor=2),
         mean=lambda x: x.mean((2,3)))))
 
+# %% ../../nbs/core/08_ops.ipynb #36192072
+_modes = dict(nearest=(1,2,3), linear=(1,), bilinear=(2,), bicubic=(2,), trilinear=(3,)) # with the axes of images
+_upsampling = {f:OpRule(AVERAGES, axes=n) for mode,ns in _modes.items() for n in ns
+    for f in operators(f'upsample_{mode}{n}d')}
+
 # %% ../../nbs/core/08_ops.ipynb #4a278967
 _totals = rows(TOTALS, dict(sum=lambda x: torch.stack([x, x]).sum(0)))
 
@@ -220,11 +234,11 @@ _attends = (
 # %% ../../nbs/core/08_ops.ipynb #13c4484b
 # answers that say nothing of the values
 _metadata = """
-    shape size dim ndim ndimension numel nelement stride storage_offset dtype device layout element_size itemsize nbytes
+    shape size sym_size dim ndim ndimension numel nelement stride storage_offset dtype device layout element_size itemsize nbytes
     get_device is_contiguous is_floating_point is_complex is_signed is_cuda is_cpu is_mps is_meta is_sparse is_quantized
     is_inference is_nested requires_grad is_leaf grad grad_fn names _version __len__ __hash__""".split()
 # answers that are numbers of Python's
-_numbers = '''shape size __len__ numel nelement stride storage_offset nbytes item tolist numpy __array__
+_numbers = '''shape size sym_size __len__ numel nelement stride storage_offset nbytes item tolist numpy __array__
     __float__ __int__ __index__ untyped_storage storage data_ptr'''.split()
 # answers by which anyone may write into the memory, out of sight
 # answers that depend on how memory is laid out
@@ -244,5 +258,6 @@ _asks |= {Tensor.data.__set__: OpRule(exposes=True)} # type: ignore[attr-defined
 OPS:dict[Callable,OpRule] = { # operation -> its row
     **_asks, **_moves, **_sums, **_in_place, **_averages, **_extremes, **_totals, **_attends,
     **rows(MULTIPLIES, dict(addcmul=None, addcdiv=None)),
-    **rows(NORMALIZES, dict(batch_norm=None, native_batch_norm=None)),
+    **rows(NORMALIZES, dict.fromkeys(('batch_norm', 'native_batch_norm', '_native_batch_norm_legit_no_training'))),
+    **_upsampling,
     **dict.fromkeys((torch.view_as_complex, torch.as_strided, Tensor.as_strided), OpRule(by_order=True))}

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Branch', 'Cuts', 'Plan', 'one_per_call', 'check_uses', 'are_alike', 'branches', 'check_branch', 'find_home',
-           'find_homes', 'in_order', 'shapes_of', 'follow_example', 'record_examples', 'questions_of', 'unchangeable',
-           'computes', 'show_functions', 'make_plan', 'check_ranks', 'plan_for']
+           'find_homes', 'in_order', 'shapes_of', 'follow_example', 'record_examples', 'questions_of', 'computes',
+           'show_functions', 'make_plan', 'check_ranks', 'plan_for']
 
 # %% ../../nbs/core/23_plan.ipynb #a05c6842
 from dataclasses import dataclass, field, replace
@@ -19,18 +19,22 @@ from .passes import ExampleError, record_pass, Recorder
 from .answers import Questions
 from .record import Op, Pass, Record
 from .recorder import is_torch_own
-from .refusals import CannotFold, FoldError, Mention, neither, Reason, reason, Refused
+from .refusals import CannotFold, FoldError, neither, Reason, reason, Refused
 from .constants import note_constants
-from .functions import prove_slots, show_layers
-from .maps import MapNorm, show_maps
+from .functions import note_graph_slots, prove_slots, show_layers
+from .maps import show_maps
 from .walk import check_order, check_views, Edit, Walker
 from .ways import walk_ahead, walk_back
 
 # %% ../../nbs/core/23_plan.ipynb #82cfe6b1
 class Cuts(dict[str,Any]):
     "Hold how multiplications leave the forwards that they are in, by the name of the parameter"
-    def changes(self, model:nn.Module, names:set[str]) -> list: # names: of parameters, and of anything else
-        "List what has to change in `model` so that the multiplications by those of `names` are gone"
+    def changes(self,
+        model:nn.Module,
+        names:set[str], # Of maps, and of anything else
+        biases:list[str]=[] # Names of the modules that get biases which a graph has to use
+    ) -> list:
+        "List what has to change in `model` so that the maps called `names` are gone"
         return []
 
 # %% ../../nbs/core/23_plan.ipynb #57437a19
@@ -189,19 +193,11 @@ def questions_of(model:nn.Module, call:Pass) -> Questions: # call: that it takes
     gather(rec, rec.record.passes[0])
     return rec.questions
 
-# %% ../../nbs/core/23_plan.ipynb #d524ad25
-def unchangeable(record:Record, norm:MapNorm, rules:Rules) -> Mention|None:
-    "Return the module that `norm` is a part of the forward of, if that may not be rewritten"
-    place = record.factors.get(norm)
-    if place is None or rules.with_factors: return None
-    name = record.names[place]
-    return Mention(name or 'the model', is_layer=bool(name))
-
 # %% ../../nbs/core/23_plan.ipynb #ec9b3432
 def computes(model:nn.Module, rules:Rules) -> bool:
     "Tell whether a forward may compute a norm by itself: one that isn't PyTorch's, and has parameters or buffers"
-    def has_own(m): return bool(m._parameters or m._buffers) and not is_torch_own(type(m))
-    return rules.with_factors or isinstance(model, fx.GraphModule) or any(map(has_own, model.modules()))
+    def may_compute(m): return isinstance(m, fx.GraphModule) or bool(m._parameters or m._buffers) and not is_torch_own(type(m))
+    return rules.with_factors or any(map(may_compute, model.modules()))
 
 # %% ../../nbs/core/23_plan.ipynb #197f7575
 def show_functions(rec:Recorder) -> None: # Its record changes
@@ -211,6 +207,7 @@ def show_functions(rec:Recorder) -> None: # Its record changes
         again.follow(rec.record.passes[0])
         return again.record
     if not show_layers(rec.model, rec.record): return
+    if isinstance(rec.model, fx.GraphModule): note_graph_slots(rec.model, rec.record)
     if rec.record.passes: prove_slots(rec.model, rec.record, follow)
 
 # %% ../../nbs/core/23_plan.ipynb #1aaef4cb
@@ -231,10 +228,9 @@ def make_plan(
         follow_rest(rec, found, nn.Module if record.passes else nn.Sequential)
     show_functions(rec)
     note_constants(model, record)
-    maps = show_maps(model, record, rules.with_factors)
-    stay = {m:reason('in_forward', where=place) for m in maps if (place := unchangeable(record, m, rules))}
-    seen = {record.shown[m].module for m in maps}
-    norms = in_order([m for m in found if m not in seen] + maps, record)
+    maps,stay = show_maps(model, record, rules.with_factors)
+    seen = {record.shown[m].module for m in (*maps, *stay)}
+    norms = in_order([m for m in found if m not in seen] + maps + [*stay], record)
     return find_homes(Plan(Inspector(model, record, rules), norms, stay))
 
 # %% ../../nbs/core/23_plan.ipynb #91773485

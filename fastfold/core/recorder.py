@@ -33,6 +33,7 @@ def func_name(func:Callable) -> str:
     "Return the name of a torch function; of a property its own name, with `=` for setting it"
     name = getattr(func, '__name__', type(func).__name__)
     prop = getattr(getattr(func, '__self__', None), '__name__', name)
+    if isinstance(func, OpOverload): return name.partition('.')[0]
     if name=='__get__': return prop
     return f'{prop}=' if name=='__set__' else name
 

@@ -17,7 +17,8 @@ import logging, math, threading, warnings
 import torch
 from torch import nn, Tensor
 from .affine import exact
-from .changes import applied, make_changes
+from .changes import make_changes
+from .copies import changed
 from .holders import tensors_in
 from .evidence import another_batch
 from .plan import make_plan, Plan
@@ -202,7 +203,7 @@ def first_bad(n:int, is_good:Callable[[int],bool]) -> int: # Its position
 def blame(plan:Plan, check:Check) -> tuple[nn.Module,list[Any]|None]: # The norm, and what the model returns with it
     "Find the first norm whose fold makes the output differ by more than rounding"
     def results(n):
-        with applied(plan.model, make_changes(plan.first(n))) as m: return check.results(m)
+        with changed(plan.model, make_changes(plan.first(n))) as m: return check.results(m)
     at = first_bad(len(plan.homes), lambda n: check.accepts(results(n)))
     return list(plan.homes)[at],results(at+1)
 
@@ -223,7 +224,7 @@ def verdict_in_float64(plan:Plan) -> tuple[nn.Module|None,float]: # A norm whose
     "Judge a fold by that of a copy in float64, where rounding decides what comes out"
     new = plan_in_float64(plan)
     check = Check(new.model, new.record.passes, suspects_of(new))
-    with applied(new.model, make_changes(new)) as m: results = check.results(m)
+    with changed(new.model, make_changes(new)) as m: results = check.results(m)
     err = check.error(results)
     if err>32*check.eps and check.rounding_decides: raise FoldError(
         f"there, too, rounding decides what {type(new.model).__name__} returns: compare both models on your own data")

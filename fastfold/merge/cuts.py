@@ -28,13 +28,15 @@ def cut(finder:Finder, chain:Chain) -> Merge:
 # %% ../../nbs/merge/07_cuts.ipynb #9ca89392
 def find_cuts(
     plan:Plan, # Made with one example batch for the whole model
-    wanted:list[str] # Names of parameters
+    wanted:list[str], # Names of what is to leave
+    replaces_root:bool=False # May the model itself become another one?
 ) -> tuple[dict[str,Merge],dict[str,Reason]]: # By name; and why others have to stay
     "Find out how parameters that channels are multiplied with can leave the forwards of the model"
     cuts,stay = dict[str,Merge](),dict[str,Reason]()
     main = plan.record.main
     if main:
         finder = finder_of(plan.model, main.args, main.kwargs, plan.rules, plan.record.questions)
+        finder.replaces_root = replaces_root
         note_constants(plan.model, finder.record)
         found = {n:cs for n,cs in maps_in_forwards(finder.record).items() if n in wanted}
         with evaluating(plan.model):
@@ -47,18 +49,25 @@ def find_cuts(
         if n not in cuts and n not in stay: stay[n] = reason('not_reached')
     return {n:m for n,m in cuts.items() if n not in stay},stay
 
-# %% ../../nbs/merge/07_cuts.ipynb #f7dcfd51
+# %% ../../nbs/merge/07_cuts.ipynb #f9966657
 class ForwardCuts(Cuts):
-    "Hold how multiplications leave the forwards that they are in, by the name of the parameter"
-    def changes(self, model:nn.Module, names:set[str]) -> list[Change]:
-        "List what has to change in `model` so that the multiplications by those of `names` are gone"
-        return block_changes(model, [m for n,m in self.items() if n in names])
+    "Hold how maps leave the forwards that they are in, by name"
+    def changes(self,
+        model:nn.Module,
+        names:set[str], # Of maps, and of anything else
+        biases:list[str]=[] # Names of the modules that get biases which a graph has to use
+    ) -> list[Change]:
+        "List what has to change in `model` so that the maps called `names` are gone"
+        return block_changes(model, [m for n,m in self.items() if n in names], biases)
 
 # %% ../../nbs/merge/07_cuts.ipynb #59d39522
-def with_cuts(plan:Plan) -> Plan:
+def with_cuts(
+    plan:Plan,
+    replaces_root:bool=False # May the model itself become another one?
+) -> Plan:
     "Return `plan`, less the factors that can't leave the forwards that they are in"
     factors = {plan.names[m]:m for m in plan.factors if plan.names[m] not in plan.cuts}
-    if not factors: return plan
-    cuts,stay = find_cuts(plan, list(factors))
+    if not factors: return replace(plan, cuts=ForwardCuts(plan.cuts))
+    cuts,stay = find_cuts(plan, list(factors), replaces_root)
     plan = replace(plan, cuts=ForwardCuts({**plan.cuts, **cuts}))
-    return with_cuts(plan.without({factors[n]:why for n,why in stay.items()}))
+    return with_cuts(plan.without({factors[n]:why for n,why in stay.items()}), replaces_root)

@@ -8,6 +8,7 @@ __all__ = ['check_readers', 'leaf_in', 'block_graph', 'Replay', 'replay', 'agree
 
 # %% ../../nbs/merge/05_place.ipynb #d6474a38
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -24,7 +25,7 @@ from .trace import is_drop, IsLeaf, noting, same_values, traced
 # %% ../../nbs/merge/05_place.ipynb #5f79eaa1
 def check_readers(record:Record, name:str) -> None:
     "Refuse if a parameter of the module `name` is read outside of it"
-    for k,v in record.params.items():
+    for k,v in record.params.items() if name else ():
         if not k.startswith(f'{name}.'): continue
         for u in v.users:
             is_inside = f'{u.where}.'.startswith(f'{name}.')
@@ -36,7 +37,7 @@ def leaf_in(finder:Finder, name:str, regions:list[Region]) -> IsLeaf:
     mine = {o for r in regions for o in r.ops}
     others = {o.where for o in finder.record.ops if o not in mine}
     def is_leaf(m, part):
-        full = f'{name}.{part}'
+        full = f'{name}.{part}'.lstrip('.')
         is_single = is_torch_own(type(m)) and not m._modules
         if finder.is_leaf(m) or is_drop(m) or is_single: return True
         if any(o==full or o.startswith(f'{full}.') for o in others): return True
@@ -49,9 +50,10 @@ def leaf_in(finder:Finder, name:str, regions:list[Region]) -> IsLeaf:
 # %% ../../nbs/merge/05_place.ipynb #e535afa3
 def block_graph(finder:Finder, name:str, regions:list[Region]) -> fx.Graph:
     "Trace the forward of the module `name`, with all of `regions` in sight"
-    if not name: raise CannotMerge('root')
     if name not in finder.record.names.values(): raise CannotMerge('hidden', name=name)
     block = finder.model.get_submodule(name)
+    if not name and isinstance(block, fx.GraphModule): return deepcopy(block.graph)
+    if not (name or finder.replaces_root): raise CannotMerge('root')
     if type(block).__module__.startswith('torch.nn.modules.'): raise CannotMerge('container', name=name)
     if is_hooked(block): raise CannotMerge('hooked', name=name)
     check_readers(finder.record, name)
@@ -119,7 +121,7 @@ def hands_on(model:nn.Module, n:fx.Node, block:str) -> bool: # block: whose grap
     if n.op=='get_attr': return True
     if n.op=='call_function': return n.target in OPS and OPS[n.target].does==HANDS_ON
     if n.op!='call_module': return False
-    m = model.get_submodule(f'{block}.{n.target}')
+    m = model.get_submodule(f'{block}.{n.target}'.lstrip('.'))
     is_empty = type(m) is nn.Sequential and not len(m)
     is_nothing = is_torch_own(type(m)) and (isinstance(m, nn.Identity) or is_empty)
     return (is_drop(m) or is_nothing) and not is_hooked(m)

@@ -76,6 +76,7 @@ def function_kind(op:Op, values:list[Value]) -> str: # 'sum', 'pool', 'factor' o
 class Finder(Inspected): # By the inspector, which knows the rules and what keeps a layer or norm as it is
     "Tell what the operations of a recorded pass may be in a merged layer"
     is_leaf:Callable[[nn.Module],bool] # Which modules were recorded as a whole
+    replaces_root:bool=False # May the model itself become another one?
 
     def __post_init__(self):
         self.params = {v:n for n,v in self.record.params.items()}
@@ -152,18 +153,19 @@ def find_region(
         has_sum = has_sum or len(finder.values(op))>1
         todo = todo - {value} | set(finder.values(op))
 
-# %% ../../nbs/merge/03_regions.ipynb #9e11ee2c
-def check_used_once(finder:Finder, op:Op) -> None:
+# %% ../../nbs/merge/03_regions.ipynb #7d4289d9
+def check_used_once(finder:Finder, op:Op, mine:list[Op]) -> None: # mine: all that is to go together with `op`
     "Refuse if the weights that `op` uses have another use"
     params = op.params if op.is_layer else [v for v in op.inputs if v in finder.params]
-    users = [u for p in params for u in p.users if u is not op and not u.rule.asks]
+    allowed = [op] if op.is_layer else mine
+    users = [u for p in params for u in p.users if u not in allowed and not u.rule.asks]
     name = op.name if op.params or not params else finder.params[params[0]]
     if users: raise CannotMerge('calls', name=name, n=len({op, *users}))
 
 # %% ../../nbs/merge/03_regions.ipynb #9d7eaefb
-def check_call(finder:Finder, op:Op) -> None:
+def check_call(finder:Finder, op:Op, mine:list[Op]) -> None: # mine: all that is to go together with `op`
     "Refuse unless the layer or norm called by `op` does what its class does, here only, and with weights of its own"
-    check_used_once(finder, op)
+    check_used_once(finder, op, mine)
     kind = finder.kind(op) if op.is_layer else ''
     if kind=='norm': finder.inspector.norm_map(op.func)
     elif kind=='pool': finder.inspector.rule(op.func, POOLS)
@@ -173,7 +175,7 @@ def check_call(finder:Finder, op:Op) -> None:
 def find_problem(finder:Finder, region:Region) -> Refused|None:
     "Find why `region` must stay as it is, whatever it computes"
     try:
-        for op in region.ops: check_call(finder, op)
+        for op in region.ops: check_call(finder, op, region.ops)
     except Refused as e: return e
     mine = set(region.ops)
     for v in region.inside:

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['Merge', 'Refusal', 'make_merge', 'largest', 'candidates', 'locate', 'free_name', 'give_names', 'rewritten', 'lost',
-           'by_block', 'share_graphs', 'settle', 'find_merges', 'Rewrite', 'block_changes']
+           'by_block', 'share_graphs', 'settle', 'find_merges', 'Rewrite', 'add_bias', 'GraphRewrite', 'block_changes']
 
 # %% ../../nbs/merge/06_rewrite.ipynb #b386e29f
+from copy import deepcopy
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, Iterable, NamedTuple
 from torch import fx, nn
 from ..core.changes import BlockChange, Change, slots
+from ..core.functions import nodes_without_bias
 from ..core.record import Op
 from ..core.refusals import Reason, Refused
 from ..core.state import evaluating
@@ -201,12 +203,49 @@ class Rewrite(BlockChange):
     def __getstate__(self) -> dict[str,Any]: # they hold a record, and are only needed to make it
         return vars(self) | dict(merges=[])
 
+# %% ../../nbs/merge/06_rewrite.ipynb #9b109a33
+def add_bias(graph:fx.Graph, owner:str) -> None: # owner: name of the module that has the weight and the bias
+    "Let layers in `graph` use a bias that had none"
+    nodes = nodes_without_bias(graph, f'{owner}.weight'.lstrip('.'))
+    with graph.inserting_before(next(iter(graph.nodes))):
+        bias = graph.create_node('get_attr', f'{owner}.bias'.lstrip('.'))
+    for n in nodes: n.args = (*n.args[:2], bias, *n.args[3:])
+
+# %% ../../nbs/merge/06_rewrite.ipynb #79b2bcb4
+@dataclass(eq=False, kw_only=True)
+class GraphRewrite(Rewrite):
+    "Describe the graph of a model as it was, and with less in it"
+    biases:list[str]=field(default_factory=list) # Names of the modules whose biases layers get that had none
+
+    def get(self, model:nn.Module) -> Any: return model.graph
+    def put(self, model:nn.Module, what:Any) -> None: model.graph = what
+    def now(self, model:nn.Module) -> Any: return model.graph
+
+    def build(self) -> fx.Graph:
+        "Make the new graph"
+        graph = deepcopy(self.old)
+        nodes = {n.name:n for n in graph.nodes}
+        for m in self.merges:
+            nodes[m.give.name].replace_all_uses_with(nodes[m.take.name])
+            for n in m.gone: graph.erase_node(nodes[n.name])
+        for owner in self.biases: add_bias(graph, owner)
+        return graph
+
 # %% ../../nbs/merge/06_rewrite.ipynb #654fcfdf
-def block_changes(model:nn.Module, merges:list[Merge]) -> list[Change]:
+def block_changes(
+    model:nn.Module,
+    merges:list[Merge],
+    biases:Iterable[str]=() # Names of the modules that get biases which the graph of the model has to use
+) -> list[Change]:
     "List what has to change in `model` so that modules have the forwards that `merges` want"
     places = slots(model, '_modules') if merges else {}
     res = list[Change]()
+    if biases and not any(not m.region.block for m in merges):
+        res.append(GraphRewrite('', 'graph', 'graph', model.graph, None, biases=[*biases]))
     for name,ms in by_block(merges).items():
         old = model.get_submodule(name)
-        res += [Rewrite(n, '_modules', k, old, None, merges=ms) for n,k in places[id(old)]]
+        is_graph = not name and isinstance(model, fx.GraphModule)
+        if is_graph: res.append(GraphRewrite('', 'graph', 'graph', model.graph, None, merges=ms, biases=[*biases]))
+        elif not name: res.append(Rewrite('', 'root', '', old, None, merges=ms, is_root=True))
+        else: res += [Rewrite(n, '_modules', k, old, None, merges=ms) for n,k in places[id(old)]]
     return res

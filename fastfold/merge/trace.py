@@ -215,9 +215,11 @@ def noting(
     new.forward = forward
     places = [(m, k) for m in model.modules() for k,o in m._modules.items() if o is block]
     for m,k in places: m._modules[k] = new
+    if block is model: vars(model)['forward'] = forward
     try: yield
     finally:
         for m,k in places: m._modules[k] = block
+        if block is model: del model.forward
 
 # %% ../../nbs/merge/04_trace.ipynb #9e20b157
 def comparable(o:Any) -> Any:
