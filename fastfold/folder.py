@@ -278,7 +278,9 @@ class BN_Folder:
         plan,changes = feasible(plan_for(model, xb, kw, self.rules, further(others)))
         folded = Folded(plan, changes, model)
         merged = self._merged(folded, xb, kw, verify=False)
-        with folded.in_effect() as m, applied(m, merged.changes): self.report = report_of(replace(folded, model=m), merged)
+        with folded.in_effect() as m, applied(m, merged.changes):
+            folded.model = m
+            self.report = report_of(folded, merged)
         return self.report
 
     def unfold(self) -> nn.Module|None: # The model last folded in place, as it was; None if there is none

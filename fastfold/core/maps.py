@@ -74,15 +74,20 @@ class Chain:
         return list(dict.fromkeys(v for v in used if v.producer is None))
 
 # %% ../../nbs/core/20_maps.ipynb #dba2c064
-def chains(ops:list[Op]) -> list[Chain]: # ops: in order of execution
+def chains(
+    ops:list[Op], # In order of execution
+    owners:dict[Value,str]={} # Parameters and buffers -> the module that they are of; one chain uses those of one
+) -> list[Chain]:
     "List the longest rows of `ops` that are a map by constants each, inside of one forward"
     found = list[Chain]()
+    def owners_in(c): return {owners[p] for p in c.params if p in owners}
     for op in ops:
         x = mapped_value(op)
         if x is None: continue
         before = next((c for c in found if c.result is x), None)
         goes_on = before and before.where==op.where and x.users==[op] and not x.escapes_by
-        if before and goes_on: before.ops.append(op)
+        is_alike = before and owners_in(before)==owners_in(Chain([op]))
+        if before and goes_on and is_alike: before.ops.append(op)
         else: found.append(Chain([op]))
     return [c for c in found if c.constants]
 
@@ -248,12 +253,19 @@ def map_name(chain:Chain, record:Record) -> str:
     if is_norm and len(owners)==1 and owners!={''}: return owners.pop()
     return names[0] if names else chain.ops[0].name
 
-# %% ../../nbs/core/20_maps.ipynb #853fb0c9
+# %% ../../nbs/core/20_maps.ipynb #fc0fb7b3
 def maps_in_forwards(record:Record) -> dict[str,list[Chain]]: # By name
-    "Find the maps that are a part of a larger forward"
+    "Find the maps that are a part of a larger forward, with all calls of each; what only shifts isn't one"
+    found = dict[tuple,list[Chain]]()
+    owners = {v:k.rpartition('.')[0] for k,v in record.params.items()}
+    for c in chains(record.ops, owners):
+        only_shifts = all(o.rule.does==ADDS for o in c.ops)
+        if c.value.content or only_shifts: continue
+        found.setdefault((map_name(c, record), c.where, *[o.name for o in c.ops], *c.params), []).append(c)
     res = dict[str,list[Chain]]()
-    for c in chains(record.ops):
-        if not c.value.content: res.setdefault(map_name(c, record), []).append(c)
+    for (name,*_),calls in found.items():
+        n = sum(k.partition(' ')[0]==name for k in res)
+        res[f'{name} ({n+1})' if n else name] = calls
     return res
 
 # %% ../../nbs/core/20_maps.ipynb #653e3d58
@@ -268,8 +280,7 @@ def name_only(record:Record, norm:MapNorm, name:str, module:nn.Module|None) -> N
 
 # %% ../../nbs/core/20_maps.ipynb #d475a7b7
 def show_forwards(
-    model:nn.Module,
-    record:Record, # Of `model`; changed
+    record:Record, # Changed
     with_factors:bool # May any forward be rewritten?
 ) -> tuple[list[MapNorm],dict[MapNorm,Reason]]: # What looks like norms, and what stays as it is, with the reason
     "Make maps in larger forwards look like the calls of norms"
@@ -278,11 +289,12 @@ def show_forwards(
         owner,place = owner_of(calls[0], record),calls[0].where
         norm = norm_for(calls, record, type(owner).__name__ if owner else '')
         if norm is None or any(c.where!=place for c in calls): continue
-        if is_rewritable(module := model.get_submodule(place), with_factors):
+        module = next((m for m,n in record.names.items() if n==place and m not in record.shown), None)
+        if module is not None and is_rewritable(module, with_factors):
             for c in calls: show(record, c, norm, name, owner)
             record.factors[norm] = module
             res.append(norm)
-        elif norm.is_norm:
+        elif norm.is_norm or with_factors:
             name_only(record, norm, name, owner)
             stay[norm] = reason('in_forward', where=Mention(place or 'the model', is_layer=bool(place)))
     return res,stay
@@ -301,11 +313,10 @@ def show_batch_norms(record:Record) -> dict[MapNorm,Reason]: # record: changed
 
 # %% ../../nbs/core/20_maps.ipynb #6baf89ed
 def show_maps(
-    model:nn.Module,
-    record:Record, # Of `model`; changed
+    record:Record, # Changed
     with_factors:bool=False # May any forward be rewritten, and may factors go that aren't norms?
 ) -> tuple[list[MapNorm],dict[MapNorm,Reason]]: # What looks like norms, and what stays as it is, with the reason
     "Make operations that map channels look like the calls of norms"
     maps = show_modules(record, with_factors)
-    more,stay = show_forwards(model, record, with_factors)
+    more,stay = show_forwards(record, with_factors)
     return maps + more, stay | show_batch_norms(record)

@@ -228,7 +228,7 @@ def make_plan(
         follow_rest(rec, found, nn.Module if record.passes else nn.Sequential)
     show_functions(rec)
     note_constants(model, record)
-    maps,stay = show_maps(model, record, rules.with_factors)
+    maps,stay = show_maps(record, rules.with_factors)
     seen = {record.shown[m].module for m in (*maps, *stay)}
     norms = in_order([m for m in found if m not in seen] + maps + [*stay], record)
     return find_homes(Plan(Inspector(model, record, rules), norms, stay))
