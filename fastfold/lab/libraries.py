@@ -8,7 +8,7 @@ __all__ = ['SMALL', 'LIBRARIES', 'Source', 'random_batch', 'picture_batches', 'g
            'transformers_source', 'pyg_source', 'speechbrain_source', 'mmcv_source', 'monai_source', 'pytorchcv_source',
            'tsai_source', 'tabnet_source', 'efficientnet_source', 'Library', 'absent', 'find_source']
 
-# %% ../../nbs/lab/15_libraries.ipynb #7199f3d8
+# %% ../../nbs/lab/15_libraries.ipynb #07fb244b
 from argparse import ArgumentTypeError
 from difflib import get_close_matches
 from functools import partial
@@ -21,14 +21,14 @@ import torch
 from torch import nn, Tensor
 from ..core.refusals import first_line
 
-# %% ../../nbs/lab/15_libraries.ipynb #e821cd2a
+# %% ../../nbs/lab/15_libraries.ipynb #3a2b3407
 class Source(NamedTuple):
     "A network of a library, and what to give it"
     make:Callable # -> nn.Module, with random weights
     batches:list[tuple] # Positional inputs; the first that the network takes is used
     missing:str='' # The reason why it can't be made here, '' if it can
 
-# %% ../../nbs/lab/15_libraries.ipynb #32d617a0
+# %% ../../nbs/lab/15_libraries.ipynb #e4432024
 def random_batch(
     *shapes:Iterable[int], # One per input
     seed:int=0,
@@ -37,7 +37,7 @@ def random_batch(
     g = torch.Generator().manual_seed(seed)
     return tuple(torch.randn(*shape, generator=g) for shape in shapes)
 
-# %% ../../nbs/lab/15_libraries.ipynb #a4c748b7
+# %% ../../nbs/lab/15_libraries.ipynb #b4420ca7
 def picture_batches(
     sizes:Iterable[tuple[int,int]], # Height and width of pictures, those to try first
     seed:int=0,
@@ -45,7 +45,7 @@ def picture_batches(
     "Make batches of pictures, and of 224 pixels a side at last, which is the commonest size of all"
     return [random_batch((2,3,*size), seed=seed) for size in dict.fromkeys([*sizes, (224,224)])]
 
-# %% ../../nbs/lab/15_libraries.ipynb #7e486046
+# %% ../../nbs/lab/15_libraries.ipynb #b3021962
 def graph_batch(
     channels:int,
     seed:int=0,
@@ -54,7 +54,7 @@ def graph_batch(
     x, = random_batch((32,channels), seed=seed)
     return x,torch.randint(0, 32, (2,96), generator=torch.Generator().manual_seed(seed))
 
-# %% ../../nbs/lab/15_libraries.ipynb #8698d85a
+# %% ../../nbs/lab/15_libraries.ipynb #7c6bbfd8
 def refuse_name(
     name:str, # As it was asked for
     known:Iterable[str], # Names to choose from
@@ -65,7 +65,7 @@ def refuse_name(
     similar = get_close_matches(name, known, 3, .5) or sorted(known)[:3]
     raise ArgumentTypeError(f"no {kind} '{name}': try {', '.join(similar)}")
 
-# %% ../../nbs/lab/15_libraries.ipynb #07294cb6
+# %% ../../nbs/lab/15_libraries.ipynb #253619d0
 def choose(
     name:str,
     known:dict[str,Any], # Name -> what it stands for
@@ -75,7 +75,7 @@ def choose(
     if name not in known: refuse_name(name, known, kind)
     return known[name]
 
-# %% ../../nbs/lab/15_libraries.ipynb #36003d60
+# %% ../../nbs/lab/15_libraries.ipynb #975901f2
 def accepted(
     cls:Callable, # A class or a function
     args:dict[str,Any], # Argument -> value
@@ -87,7 +87,7 @@ def accepted(
     if passes_on and isinstance(cls, type): res = accepted(cls.__mro__[1], args) | res
     return res
 
-# %% ../../nbs/lab/15_libraries.ipynb #d792809c
+# %% ../../nbs/lab/15_libraries.ipynb #e00f62b5
 def torchvision_source(name:str, size:tuple[int,int], seed:int) -> Source:
     "Find any network of torchvision"
     from torchvision import models
@@ -101,7 +101,7 @@ def torchvision_source(name:str, size:tuple[int,int], seed:int) -> Source:
     clips = [random_batch((2,3,16,*xb[0].shape[2:]), seed=seed) for xb in pictures]
     return Source(partial(models.get_model, name, **args), pictures + clips)
 
-# %% ../../nbs/lab/15_libraries.ipynb #32d6e6ca
+# %% ../../nbs/lab/15_libraries.ipynb #2220506f
 def timm_source(name:str, size:tuple[int,int], seed:int) -> Source:
     "Find any network of timm"
     import timm
@@ -110,7 +110,7 @@ def timm_source(name:str, size:tuple[int,int], seed:int) -> Source:
     own = [(cfg.input_size[1], cfg.input_size[2])] if cfg else []
     return Source(partial(timm.create_model, name), picture_batches([size, *own], seed))
 
-# %% ../../nbs/lab/15_libraries.ipynb #b0716013
+# %% ../../nbs/lab/15_libraries.ipynb #7b380f62
 def ultralytics_source(name:str, size:tuple[int,int], seed:int) -> Source:
     "Find a network of ultralytics by the name of its YAML file"
     import ultralytics
@@ -123,7 +123,7 @@ def ultralytics_source(name:str, size:tuple[int,int], seed:int) -> Source:
     def make(): return cls(file).model
     return Source(make, picture_batches([size], seed))
 
-# %% ../../nbs/lab/15_libraries.ipynb #3493118d
+# %% ../../nbs/lab/15_libraries.ipynb #fe0a64a7
 def smp_source(name:str, size:tuple[int,int], seed:int) -> Source:
     "Find a network of segmentation_models_pytorch, as in Unet/efficientnet-b0"
     import segmentation_models_pytorch as smp
@@ -135,27 +135,30 @@ def smp_source(name:str, size:tuple[int,int], seed:int) -> Source:
     if encoder not in encoders and not encoder.startswith('tu-'): refuse_name(encoder, encoders, 'encoder in smp')
     return Source(partial(cls, encoder, encoder_weights=None), picture_batches([size], seed))
 
-# %% ../../nbs/lab/15_libraries.ipynb #09488819
+# %% ../../nbs/lab/15_libraries.ipynb #ec57ed50
 SMALL:dict[str,Any] = dict(d_model=32, encoder_hidden_dim=32, encoder_ffn_dim=32, decoder_ffn_dim=32,
     decoder_in_channels=[32,32,32], encoder_attention_heads=4, decoder_attention_heads=4, encoder_layers=1,
     decoder_layers=1, num_queries=8)
 
-# %% ../../nbs/lab/15_libraries.ipynb #431045a1
+# %% ../../nbs/lab/15_libraries.ipynb #06f2e471
 def small_config(
     cls:type, # A configuration of transformers
 ) -> Any: # One of `cls`
     "Make a configuration whose network is small, if it is one of those that can be"
-    from transformers import ResNetConfig
+    from transformers import ResNetConfig, RTDetrResNetConfig
     fields = getattr(cls, '__dataclass_fields__', None) or inspect.signature(cls).parameters
     args = {k:v for k,v in SMALL.items() if k in fields}
-    if cls.__name__ in ('DetrConfig', 'ConditionalDetrConfig', 'TableTransformerConfig', 'DeformableDetrConfig'):
-        stages = ['stage2','stage3','stage4'] if cls.__name__.startswith('Deformable') else ['stage4']
-        backbone:dict[str,Any] = dict(embedding_size=8, hidden_sizes=[8,16,24,32], out_features=stages)
-        args['backbone_config'] = ResNetConfig(layer_type='basic', depths=[1,1,1,1], **backbone)
-        args['use_timm_backbone'] = False
+    name = cls.__name__.removesuffix('Config')
+    stages = ['stage4'] if name in ('Detr','ConditionalDetr','TableTransformer') else ['stage2','stage3','stage4']
+    backbone:dict[str,Any] = dict(embedding_size=8, hidden_sizes=[8,16,24,32], depths=[1,1,1,1], out_features=stages)
+    if name in ('Detr', 'ConditionalDetr', 'TableTransformer', 'DeformableDetr'):
+        args |= dict(use_timm_backbone=False, backbone_config=ResNetConfig(layer_type='basic', **backbone))
+    elif name in ('RTDetr', 'RTDetrV2'):
+        args['backbone_config'] = RTDetrResNetConfig(layer_type='basic', **backbone)
+        args['encoder_in_channels'] = backbone['hidden_sizes'][1:]
     return cls(**args)
 
-# %% ../../nbs/lab/15_libraries.ipynb #623e9b27
+# %% ../../nbs/lab/15_libraries.ipynb #00423486
 def config_batches(
     config:Any, # Of transformers
     size:tuple[int,int], # Height and width of pictures
@@ -170,7 +173,7 @@ def config_batches(
     if 'loftr' in config.model_type: return [(torch.stack([x, x.flip(3)], 1),) for x, in pictures]
     return pictures
 
-# %% ../../nbs/lab/15_libraries.ipynb #85866eac
+# %% ../../nbs/lab/15_libraries.ipynb #54c860c1
 def transformers_source(name:str, size:tuple[int,int], seed:int) -> Source:
     "Find a network of transformers, as in Detr (for DetrModel) or ResNetForImageClassification"
     import transformers
@@ -182,7 +185,7 @@ def transformers_source(name:str, size:tuple[int,int], seed:int) -> Source:
     config = small_config(cls.config_class)
     return Source(partial(cls, config), config_batches(config, size, seed))
 
-# %% ../../nbs/lab/15_libraries.ipynb #410ba40a
+# %% ../../nbs/lab/15_libraries.ipynb #e45ede87
 def pyg_source(name:str, size:tuple[int,int], seed:int) -> Source:
     "Find a network of torch_geometric with batch norms"
     import torch_geometric.nn as pyg
@@ -195,7 +198,7 @@ def pyg_source(name:str, size:tuple[int,int], seed:int) -> Source:
     batches = dict(MLP=(nodes,), PointNet=(nodes, *random_batch((32,3), seed=seed+1), edges))
     return Source(choose(name, makers, 'network in pyg'), [batches.get(name, (nodes,edges))])
 
-# %% ../../nbs/lab/15_libraries.ipynb #3d6cd477
+# %% ../../nbs/lab/15_libraries.ipynb #c68a5c7b
 def speechbrain_source(name:str, size:tuple[int,int], seed:int) -> Source:
     "Find a network of speechbrain"
     narrow = [32,32,32,32,64]
@@ -209,7 +212,7 @@ def speechbrain_source(name:str, size:tuple[int,int], seed:int) -> Source:
     cls = getattr(import_module(f'speechbrain.lobes.models.{room}'), name)
     return Source(partial(cls, **args), [random_batch((2,64,40), seed=seed)])
 
-# %% ../../nbs/lab/15_libraries.ipynb #e9834106
+# %% ../../nbs/lab/15_libraries.ipynb #b2729d5f
 def mmcv_source(name:str, size:tuple[int,int], seed:int) -> Source:
     "Find a network of mmcv, or a pair of its ConvModules with the norm of that name"
     from mmcv import cnn
@@ -218,7 +221,7 @@ def mmcv_source(name:str, size:tuple[int,int], seed:int) -> Source:
     makers |= dict(ResNet=partial(cnn.ResNet, 18), VGG=partial(cnn.VGG, 11, with_bn=True))
     return Source(choose(name, makers, 'network in mmcv'), picture_batches([size], seed))
 
-# %% ../../nbs/lab/15_libraries.ipynb #0751acc2
+# %% ../../nbs/lab/15_libraries.ipynb #7d760f68
 def monai_source(name:str, size:tuple[int,int], seed:int) -> Source:
     "Find a network of MONAI, for flat pictures and with batch norms where there is a choice"
     from monai.networks import nets
@@ -229,7 +232,7 @@ def monai_source(name:str, size:tuple[int,int], seed:int) -> Source:
         backbone='efficientnet-b0')
     return Source(partial(cls, **accepted(cls, args)), picture_batches([size], seed))
 
-# %% ../../nbs/lab/15_libraries.ipynb #93e97635
+# %% ../../nbs/lab/15_libraries.ipynb #57b148f1
 def pytorchcv_source(name:str, size:tuple[int,int], seed:int) -> Source:
     "Find a network of pytorchcv"
     from pytorchcv import model_provider
@@ -238,7 +241,7 @@ def pytorchcv_source(name:str, size:tuple[int,int], seed:int) -> Source:
     large = random_batch((2,3,299,299), seed=seed)
     return Source(make, [*picture_batches([(32,32) if is_tiny else size], seed), large])
 
-# %% ../../nbs/lab/15_libraries.ipynb #711d485d
+# %% ../../nbs/lab/15_libraries.ipynb #377193ff
 def tsai_source(name:str, size:tuple[int,int], seed:int) -> Source:
     "Find a network of tsai, for series of three numbers"
     from tsai.models import all as models
@@ -247,7 +250,7 @@ def tsai_source(name:str, size:tuple[int,int], seed:int) -> Source:
     cls = choose(name, known, 'network in tsai')
     return Source(partial(cls, **accepted(cls, args)), [random_batch((2,3,48), seed=seed)])
 
-# %% ../../nbs/lab/15_libraries.ipynb #f4eb158b
+# %% ../../nbs/lab/15_libraries.ipynb #2c4a46c4
 def tabnet_source(name:str, size:tuple[int,int], seed:int) -> Source:
     "Find a network of pytorch_tabnet, whose norms take the batch in chunks"
     from pytorch_tabnet import tab_network
@@ -256,7 +259,7 @@ def tabnet_source(name:str, size:tuple[int,int], seed:int) -> Source:
     makers = {o: partial(getattr(tab_network, o), **args) for o in ('TabNet', 'TabNetNoEmbeddings')}
     return Source(choose(name, makers, 'network in tabnet'), [random_batch((300,16), seed=seed)])
 
-# %% ../../nbs/lab/15_libraries.ipynb #75cd19e5
+# %% ../../nbs/lab/15_libraries.ipynb #2c6952d3
 def efficientnet_source(name:str, size:tuple[int,int], seed:int) -> Source:
     "Find a network of efficientnet_pytorch"
     from efficientnet_pytorch import EfficientNet
@@ -264,14 +267,14 @@ def efficientnet_source(name:str, size:tuple[int,int], seed:int) -> Source:
     if name not in VALID_MODELS: refuse_name(name, VALID_MODELS, 'network in efficientnet_pytorch')
     return Source(partial(EfficientNet.from_name, name), picture_batches([size], seed))
 
-# %% ../../nbs/lab/15_libraries.ipynb #9174a3fa
+# %% ../../nbs/lab/15_libraries.ipynb #608d0e6b
 class Library(NamedTuple):
     "A library whose networks can be asked for by name"
     package:str # To import
     find:Callable # name, size, seed -> `Source`
     install:str='' # Name of the package for pip, if it is another one
 
-# %% ../../nbs/lab/15_libraries.ipynb #da670858
+# %% ../../nbs/lab/15_libraries.ipynb #e9ebd7f2
 LIBRARIES = dict(
     torchvision=Library('torchvision', torchvision_source),
     timm=Library('timm', timm_source),
@@ -287,7 +290,7 @@ LIBRARIES = dict(
     tabnet=Library('pytorch_tabnet', tabnet_source, 'pytorch-tabnet'),
     efficientnet_pytorch=Library('efficientnet_pytorch', efficientnet_source, 'efficientnet-pytorch'))
 
-# %% ../../nbs/lab/15_libraries.ipynb #accca6cd
+# %% ../../nbs/lab/15_libraries.ipynb #93cf5fdb
 def absent(
     why:str, # For the user
 ) -> Source:
@@ -295,7 +298,7 @@ def absent(
     def make(): raise ModuleNotFoundError(why)
     return Source(make, [()], why)
 
-# %% ../../nbs/lab/15_libraries.ipynb #6bf43f54
+# %% ../../nbs/lab/15_libraries.ipynb #5dd76e08
 def find_source(
     name:str, # Library and network, as in 'smp:Unet/resnet18'
     size:tuple[int,int], # Height and width of pictures, to try first

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FOLDERS', 'NormCounter', 'is_frozen_norm', 'frozen_calls', 'graph_norms', 'norm_ops', 'fold_fastfold',
-           'fold_and_merge', 'fold_fx', 'fold_jit', 'fold_fasterai', 'fold_mmcv', 'fold_qsparse', 'installed', 'Trial',
-           'trial', 'compare', 'table', 'summary']
+           'fold_and_merge', 'fold_fx', 'OnlyTensors', 'fold_jit', 'fold_fasterai', 'fold_mmcv', 'fold_qsparse',
+           'installed', 'Trial', 'trial', 'compare', 'table', 'summary']
 
 # %% ../../nbs/lab/05_trials.ipynb #bd8315b5
 from collections import Counter
@@ -17,6 +17,7 @@ import time
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from ..core.holders import tensors_in
 from ..core.refusals import first_line
 from ..core.state import fixed_rng
 from ..core.verify import disagreement
@@ -33,12 +34,12 @@ class NormCounter(TorchDispatchMode):
         self.n += 'batch_norm' in func.name() and 'backward' not in func.name()
         return func(*args, **(kwargs or {}))
 
-# %% ../../nbs/lab/05_trials.ipynb #f71baa54
+# %% ../../nbs/lab/05_trials.ipynb #182303b4
 def is_frozen_norm(m:nn.Module) -> bool:
     "Tell whether `m` is a norm whose weights are buffers, like its statistics"
     return {'weight','bias','running_mean','running_var'} <= {name for name,_ in m.named_buffers(recurse=False)}
 
-# %% ../../nbs/lab/05_trials.ipynb #e532d6b1
+# %% ../../nbs/lab/05_trials.ipynb #b76f698e
 def frozen_calls(
     model:Callable, # A module, or something else that is called
     *xb:Any, # Positional inputs
@@ -53,7 +54,7 @@ def frozen_calls(
         for hook in hooks: hook.remove()
     return len(calls)
 
-# %% ../../nbs/lab/05_trials.ipynb #3711ecfd
+# %% ../../nbs/lab/05_trials.ipynb #f727e234
 def graph_norms(
     graph:torch.Graph, # Inlined, with frozen parameters if frozen norms are to be found
 ) -> int:
@@ -94,10 +95,20 @@ def fold_fx(model:nn.Module, *xb:Any) -> Callable:
     from torch.fx.experimental.optimization import fuse
     return fuse(model)
 
+# %% ../../nbs/lab/05_trials.ipynb #9b499ef3
+class OnlyTensors(nn.Module):
+    "Returns the tensors in what a model returns, one after the other"
+    def __init__(self, model:nn.Module):
+        super().__init__()
+        self.model = model
+    def forward(self, *xb): return tuple(tensors_in(self.model(*xb)))
+
 # %% ../../nbs/lab/05_trials.ipynb #6e01513f
 def fold_jit(model:nn.Module, *xb:Any) -> Callable:
     "Fold with `torch.jit.freeze`"
-    return torch.jit.freeze(torch.jit.trace(model, xb, strict=False))
+    try: traced = torch.jit.trace(model, xb, strict=False)
+    except RuntimeError: traced = torch.jit.trace(OnlyTensors(model).eval(), xb, strict=False)
+    return torch.jit.freeze(traced)
 
 # %% ../../nbs/lab/05_trials.ipynb #11435b0c
 def fold_fasterai(model:nn.Module, *xb:Any) -> Callable:
