@@ -86,6 +86,10 @@ def check_known(
     from fastfold.lab.trials import FOLDERS, fold_and_merge, installed, summary
     from fastfold.lab.zoo import complaints, run, save
     nets = architectures(archs, size, seed)
+    for net in nets:
+        if net.missing: print(f'{net.name} is left out: {net.missing}')
+    nets = [o for o in nets if not o.missing]
+    if not nets: return
     path = open_folder(out)
     folders = installed()
     if merge: folders['fastfold'] = fold_and_merge
@@ -105,7 +109,7 @@ Names = Annotated[list[str]|None, dict(type=str, opt=False, nargs='*')]
 
 # %% ../nbs/05_cli.ipynb #f5e9b1cc
 def zoo(
-    archs:Names=None, # Networks of torchvision, timm or fastai, or JSON lists; some by default
+    archs:Names=None, # Networks of torchvision, timm, fastai or others (smp:Unet), or JSON lists; some by default
     size:int=64, # Width and height of the pictures, pixels; larger where a network needs it
     peers:bool=False, # Try the other folders that are installed, too
     merge:bool=False, # Merge layers whose results are added up, too

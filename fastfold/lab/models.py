@@ -19,6 +19,7 @@ from torch import nn, Tensor
 from ..core.passes import in_float64
 from ..core.holders import tensors_in
 from ..core.state import fixed_rng
+from .libraries import Source, find_source, picture_batches
 
 # %% ../../nbs/lab/04_models.ipynb #bd771c20
 def draw_numbers(
@@ -90,7 +91,8 @@ def prepare(
     "Make a model in evaluation with live norms, and find out what to try it on"
     with quiet(), fixed_rng():
         torch.manual_seed(seed)
-        model = live_norms(make(), seed).double().eval()
+        model = live_norms(make(), seed)
+        model.double().eval() # a statement of its own, since the `eval` of some libraries returns nothing
     xb,out = try_in_turn(model, batches)
     is_finite = all(t.isfinite().all() for t in tensors_in(out))
     if not is_finite: raise ValueError('it returns what is not finite, which tells nothing')
@@ -148,10 +150,10 @@ def candidate_batches(
     seed:int=0,
 ) -> list[tuple]: # Inputs for two items each
     "Make batches that the architecture may take"
-    g = torch.Generator().manual_seed(seed)
-    if name=='tabular_learner': return [(torch.randint(0, 4, (2,2), generator=g), torch.randn(2, 4, generator=g))]
-    sizes = [*sizes, *own_sizes(name), (224,224)]
-    return [(torch.randn(2, 3, *size, generator=g),) for size in dict.fromkeys(sizes)]
+    if name=='tabular_learner':
+        g = torch.Generator().manual_seed(seed)
+        return [(torch.randint(0, 4, (2,2), generator=g), torch.randn(2, 4, generator=g))]
+    return picture_batches([*sizes, *own_sizes(name)], seed)
 
 # %% ../../nbs/lab/04_models.ipynb #c08848a7
 def read_list(path:str) -> dict[str,dict]: # Name -> what the file says of it
@@ -171,6 +173,7 @@ class Architecture(NamedTuple):
     make:Callable # -> nn.Module
     batches:list[tuple] # Inputs; the first that the network takes is used
     most:int|None=None # Norm operations that may be left, if it was said
+    missing:str='' # The reason why it can't be made here, such as a library that isn't installed; '' if it can
 
 # %% ../../nbs/lab/04_models.ipynb #361a1595
 SELECTION = '''
@@ -193,18 +196,20 @@ def find_maker(
 
 # %% ../../nbs/lab/04_models.ipynb #ed123bcc
 def architectures(
-    names:Iterable[str]|None=None, # Of networks, or of JSON files that list some; `SELECTION` by default
+    names:Iterable[str]|None=None, # Of networks, also as library:network, or of JSON lists; `SELECTION` by default
     size:int=64, # Width and height of pictures, pixels
     seed:int=0, # Of their pixels
 ) -> list[Architecture]:
-    "Find the architectures of torchvision, timm and fastai with these names"
+    "Find the architectures with these names, of torchvision, timm and fastai where no other library is named"
     makers = timm_models() | torchvision_models() | fastai_models()
     asked:dict[str,dict] = {}
     for name in names or [o for o in SELECTION if o in makers]:
         asked |= read_list(name) if name.endswith('.json') else {name: {}}
-    found = {name: find_maker(name, makers) for name in asked}
     res = []
     for name,says in asked.items():
-        sizes = [tuple(says.get('hw', (size,size)))]
-        res.append(Architecture(name, found[name], candidate_batches(name, sizes, seed), says.get('left')))
+        height,width = says.get('hw', (size,size))
+        if ':' in name:
+            with quiet(): source = find_source(name, (height,width), seed)
+        else: source = Source(find_maker(name, makers), candidate_batches(name, [(height,width)], seed))
+        res.append(Architecture(name, source.make, source.batches, says.get('left'), source.missing))
     return res

@@ -43,7 +43,7 @@ def trial_line(
     most:int|None=None, # Norm operations that may be left
 ) -> str:
     "Say what became of one network, in one line"
-    start = f'{elide(t.model, 28):28} {t.folder:16} '
+    start = f'{elide(t.model, 44):28} {t.folder:16} '
     if t.failure or t.left is None: return start + elide(f'fails: {t.failure}', 100)
     says = f'{t.norms:4} norms, {t.left:3} left'
     if most is not None: says += f' (at most {most})' if t.left<=most else f' (MORE than {most})'
