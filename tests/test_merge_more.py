@@ -171,3 +171,82 @@ def test_set_for_an_input():
         mode = None
         def forward(self, x): return (self.a(x) + self.n(x))*(2 if isinstance(self.mode, int) else 1)
     refuses(Sets(), others=[batch(1, 4, 5, 5)], why='has attributes set')
+
+# kernels that pad the end of an axis more
+
+def same(k, i=4, o=4, cls=nn.Conv2d, **kwargs): return cls(i, o, k, padding='same', **kwargs)
+sizes = [batch(1, 4, *s, seed=sum(s)) for s in ((3,4), (1,1), (6,2), (5,5))]
+
+@pytest.mark.parametrize('kw', [dict(k=2), dict(k=4), dict(k=(2,3)), dict(k=(1,4)), dict(k=(6,1)), dict(k=2, groups=4),
+    dict(k=(4,3), dilation=(1,2)), dict(k=2, bias=False), dict(k=4, padding_mode='replicate')])
+def test_even_residual(kw):
+    rep = merges(branches(same(**kw), nn.Identity()), others=sizes)
+    assert rep.merged[0].members==['0.b0']
+    merges(branches(nn.BatchNorm2d(4), normed(same(**kw)), conv(k=1, groups=kw.get('groups', 1))), others=sizes)
+
+def layer_of(block, x=images):
+    net = live(nn.Sequential(block, nn.ReLU()))
+    folder = BN_Folder(merge=True)
+    return folder.fold(net, x).get_submodule(folder.report.merged[0].name)
+
+def test_even_layer():
+    "It is of the same size, and has the value itself where the kernel begins, or left of the middle"
+    for k,at in (2,0), (4,1), (3,1):
+        block = live(branches(same(k), nn.Identity()))
+        layer = layer_of(block)
+        assert (layer.kernel_size,layer.padding)==((k,k), 'same' if k%2==0 else (1,1))
+        kept = layer.weight - block.b0.weight
+        assert torch.allclose(kept[:,:,at,at], torch.eye(4).double()) and abs(kept.sum()-4)<1e-12
+
+@pytest.mark.parametrize('mode', ['circular', 'reflect', 'replicate'])
+def test_even_modes(mode):
+    kw,more = dict(padding_mode=mode),[batch(1, 4, 5, 4), batch(2, 4, 3, 3)]
+    merges(branches(same(4, **kw), same(2, **kw), nn.Identity()), others=more)
+    merges(branches(same(2, **kw), conv(padding=1, **kw)), others=more)
+    refuses(branches(same(2, **kw), conv(padding=1)), why='pad in the same way')
+    refuses(branches(same(2), conv(padding=1, **kw)), why='pad in the same way')
+
+@pytest.mark.parametrize('cls,x,more', [
+    (nn.Conv1d, batch(2, 4, 9), batch(1, 4, 2)), (nn.Conv3d, batch(2, 4, 5, 4, 6), batch(1, 4, 2, 1, 3)),
+    (nn.Conv1d, batch(4, 9), batch(4, 1)), (nn.Conv2d, batch(4, 7, 9), batch(4, 2, 2))])
+def test_even_axes(cls, x, more): merges(branches(same(2, cls=cls), same(4, cls=cls), nn.Identity()), x, [more])
+
+def test_even_sums():
+    "The largest padding of each side: of two even ones, of an even and an odd one, with dilation"
+    merges(branches(same(2), same(4), same(3)), others=sizes)
+    rep = merges(branches(same(2), conv(padding=1)), others=sizes)
+    assert rep.merged[0].kind=='Conv2d'
+    merges(branches(same(2, dilation=3), same(4), nn.Identity()), others=sizes)
+    merges(branches(same(2, dilation=2), same(2), conv(padding=1)), others=sizes)
+    merges(branches(same((2,1)), same((1,2)), same(2)), others=sizes)
+    merges(branches(nn.AvgPool2d(3, 1, 1), same(4), nn.Sequential(conv(k=1, bias=False), same(2))), others=sizes)
+    merges(Block(lambda m,x: m.a(x)*m.g - 2*x, a=same(4), g=nn.Parameter(torch.randn(4, 1, 1))), others=sizes)
+
+def test_even_chains():
+    merges(branches(nn.Sequential(conv(4, 6, k=1, bias=False), same(2, 6)), nn.Identity()), others=sizes)
+    merges(branches(nn.Sequential(same(4, 4, 6), conv(6, k=1)), nn.Identity()), others=sizes)
+    ends = nn.Sequential(same(2), conv(k=1, stride=2)),conv(padding=1, stride=2)
+    merges(branches(*ends), others=sizes) # as much padding on both sides, in all
+    merges(branches(nn.Sequential(conv(k=1, bias=False, padding=1), same(2)), conv(padding=2), conv(k=(5,5), padding=3)))
+
+def test_even_stays():
+    shifted = nn.Sequential(conv(k=1), same(2))
+    refuses(branches(shifted, same(2)), others=sizes, why='pads what has been shifted')
+    refuses(branches(nn.Sequential(nn.BatchNorm2d(4), same(2)), conv(padding=1)), why='pads what has been shifted')
+    ends = [nn.Sequential(same(2), conv(k=1, stride=2)) for _ in range(2)]
+    refuses(branches(*ends), others=sizes, why='one side more')
+    ends = [nn.Sequential(conv(k=1, bias=False, padding=1), same(2)) for _ in range(2)]
+    refuses(branches(*ends), others=sizes, why='one side more')
+    refuses(branches(same(2), conv(k=2, padding=1, stride=2)), batch(2, 4, 1, 1), why='strides')
+    refuses(branches(nn.Sequential(same(2), same(2)), same(3)), others=sizes, why='looks further')
+    refuses(branches(same(2, dilation=3), nn.Identity()), others=sizes, why='multiplications')
+    refuses(branches(nn.Sequential(same(2, bias=False), conv(k=1, padding=1)), conv(padding=2)), why='pad in the same')
+    refuses(branches(same(2, groups=4), conv(k=1)), why='multiplications')
+    refuses(Block(lambda m,x: m.a(F.pad(x, (0,1,0,1))) + x, a=conv(k=2)), others=sizes) # not seen as padding
+
+def test_even_half():
+    "In the dtype of the layer, and in channels last"
+    net = live(nn.Sequential(branches(same(2), nn.BatchNorm2d(4)), nn.ReLU())).to(memory_format=torch.channels_last).half()
+    folder,x = BN_Folder(merge=True),images.half()
+    layer = folder.fold(net, x).get_submodule(folder.report.merged[0].name)
+    assert layer.weight.dtype==torch.half and layer.weight.is_contiguous(memory_format=torch.channels_last)
