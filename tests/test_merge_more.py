@@ -250,3 +250,329 @@ def test_even_half():
     folder,x = BN_Folder(merge=True),images.half()
     layer = folder.fold(net, x).get_submodule(folder.report.merged[0].name)
     assert layer.weight.dtype==torch.half and layer.weight.is_contiguous(memory_format=torch.channels_last)
+
+# a child behind the sum that multiplies and shifts
+
+def parameter(*shape): return nn.Parameter(torch.randn(shape, dtype=torch.float64))
+
+class Affine(nn.Module):
+    "As in PP-LCNetV3"
+    def __init__(self, *shape, f=lambda m,x: m.scale*x + m.bias):
+        super().__init__()
+        self.scale,self.bias = parameter(*shape),parameter(*shape)
+        self.f = f
+    def forward(self, x): return self.f(self, x)
+
+def affine_after(child, **parts):
+    parts = parts or dict(a=normed(conv(padding=1)), b=normed(conv(k=1)))
+    return Block(lambda m,x: m.lab(m.a(x) + m.n(x) + m.b(x)), lab=child, n=nn.BatchNorm2d(4), **parts)
+
+more_sizes = [batch(1, 4, 3, 3, seed=1), batch(3, 4, 5, 6, seed=2), batch(1, 4, 1, 1, seed=3)]
+
+@pytest.mark.parametrize('shape', [(1,), (), (4,1,1), (1,4,1,1)])
+@pytest.mark.parametrize('f', [lambda m,x: m.scale*x + m.bias, lambda m,x: (m.bias - x)*m.scale,
+    lambda m,x: torch.add(m.bias, x*m.scale, alpha=3), lambda m,x: x.mul_(m.scale).sub_(m.bias, alpha=.5),
+    lambda m,x: x + m.bias + m.scale])
+def test_affine_child(shape, f):
+    "It goes into the layer with the sum"
+    rep = merges(affine_after(Affine(*shape, f=f)), others=more_sizes)
+    assert {'0.lab.scale', '0.lab.bias'} <= set(rep.merged[0].members)
+    folded = BN_Folder(merge=True).fold(live(nn.Sequential(affine_after(Affine(*shape, f=f)))), images)
+    assert [n for n,_ in folded.named_parameters()]==['0.a_merged.weight', '0.a_merged.bias']
+
+def test_affine_buffers():
+    child = Affine(4, 1, 1)
+    for k in 'scale','bias':
+        t = child._parameters.pop(k).detach()
+        child.register_buffer(k, t, persistent=k=='bias')
+    merges(affine_after(child), others=more_sizes)
+
+def test_affine_linear():
+    parts = dict(a=nn.Linear(4, 4), b=nn.Linear(4, 4))
+    def f(m, x): return m.lab(m.a(x) + m.b(x))
+    for shape in (4,), (1,): merges(Block(f, lab=Affine(*shape), **parts), batch(3, 4), [batch(2, 4)])
+    rep = merge(Block(f, lab=Affine(3, 1), **parts), batch(3, 4)) # each item has its own
+    assert len(rep.merged)==1 and rep.merged[0].members==['0.a', '0.b']
+
+def up_to_the_sum(block, *args, **kwargs):
+    "The layers become one, and the child stays as it is"
+    rep = merges(block, *args, **kwargs)
+    assert not [o for o in rep.merged[0].members if 'lab' in o], rep.merged
+    return rep
+
+@pytest.mark.parametrize('f', [
+    lambda m,x: x*m.scale.exp() + m.bias, lambda m,x: x*torch.sigmoid(x*m.scale) + m.bias, lambda m,x: m.scale*x*x + m.bias,
+    lambda m,x: m.scale*x/x.shape[-1] + m.bias, lambda m,x: m.scale.view(-1, 1, 1)*x + m.bias.view(-1, 1, 1),
+    lambda m,x: x.clamp(-1, 1)*m.scale + m.bias, lambda m,x: torch.addcmul(m.bias, x, m.scale),
+    lambda m,x: x*m.scale + m.bias + m.bias.sum(), lambda m,x: (x*m.scale + m.bias) if x.shape[-1]>4 else x])
+def test_up_to_the_sum(f): up_to_the_sum(affine_after(Affine(4, 1, 1, f=f)), others=more_sizes)
+
+def test_up_to_a_spatial_shift():
+    "A bias for each place, a scale for each channel"
+    child = Affine(4, 1, 1)
+    child.bias = parameter(4, 7, 9)
+    up_to_the_sum(affine_after(child), others=[batch(1, 4, 7, 9)])
+    child = Affine(1, f=lambda m,x: (m.scale*x + m.bias)*m.mask)
+    child.mask = parameter(1, 1, 7, 9)
+    up_to_the_sum(affine_after(child), others=[batch(1, 4, 7, 9)])
+
+def test_shared_child():
+    "One for two sums, or used again behind the activation"
+    lab = Affine(4, 1, 1)
+    blocks = [affine_after(lab) for _ in range(2)]
+    rep = merge(nn.Sequential(blocks[0], nn.ReLU(), blocks[1]), others=more_sizes)
+    assert [o.members for o in rep.merged]==[['0.0.a.0', '0.0.n', '0.0.b.0']] # whose name the child has
+    def again(m, x): return m.lab(m.lab(m.a(x) + m.n(x)).relu())
+    up_to_the_sum(Block(again, lab=Affine(4, 1, 1), a=normed(conv(padding=1)), n=nn.BatchNorm2d(4)))
+    def read(m, x): return m.lab(m.a(x) + m.n(x)).relu()*m.lab.scale
+    rep = merge(Block(read, lab=Affine(4, 1, 1), a=normed(conv(padding=1)), n=nn.BatchNorm2d(4)))
+    assert len(rep.merged)==1 and '0.lab.scale' not in rep.merged[0].members
+
+def test_sum_read_before_the_child():
+    "What the sum makes is needed as it is"
+    def f(m, x):
+        y = m.a(x) + m.n(x)
+        return m.lab(y) + y.relu()
+    up_to_the_sum(Block(f, lab=Affine(4, 1, 1), a=normed(conv(padding=1)), n=nn.BatchNorm2d(4)), others=more_sizes)
+
+@pytest.mark.parametrize('kind', ['register_forward_hook', 'register_forward_pre_hook'])
+def test_hooked_child(kind):
+    child = Affine(4, 1, 1)
+    getattr(child, kind)(lambda *args: None)
+    up_to_the_sum(affine_after(child), others=more_sizes)
+
+def test_child_with_an_option():
+    class Optional(Affine):
+        def forward(self, x, twice=False): return super().forward(x)*(2 if twice else 1)
+    merges(affine_after(Optional(1)))
+    class Given(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a,self.n,self.lab = normed(conv(padding=1)),nn.BatchNorm2d(4),Optional(1)
+        def forward(self, x, twice): return self.lab(self.a(x) + self.n(x), twice)
+    outer = Block(lambda m,x: m.inner(x, len(x)<2).relu(), inner=Given())
+    rep = merge(outer, others=[batch(1, 4, 5, 5)])
+    assert not rep.merged
+
+def test_shift_before_zeros():
+    "A shift inside of a branch, whose convolution pads with zeros"
+    def f(m, x): return m.a(x + m.bias) + x
+    for a,why in (conv(padding=1), 'pads what has been shifted'), (same(2), 'pads what has been shifted'):
+        refuses(Block(f, a=a, bias=parameter(4, 1, 1)), others=more_sizes, why=why)
+    merges(Block(f, a=conv(k=1), bias=parameter(4, 1, 1)), others=more_sizes)
+    merges(Block(f, a=conv(padding=1, padding_mode='circular'), bias=parameter(4, 1, 1)), others=more_sizes[:2])
+    refuses(Block(f, a=conv(k=1), bias=parameter(4, 7, 9)), why='another axis')
+    def shared(m, x):
+        y = x + m.bias
+        return m.a(y) + m.b(y)
+    merges(Block(shared, a=conv(padding=1), b=conv(k=1), bias=parameter(4, 7, 9)))
+
+def test_shift_of_another_dtype():
+    def f(m, x): return m.a(x) + m.b(x) + m.bias
+    net = nn.Sequential(Block(f, a=conv(padding=1), b=conv(k=1), bias=parameter(4, 1, 1)), nn.ReLU()).eval()
+    folder,x = BN_Folder(merge=True, verify=False),images.float()
+    folded = folder.fold(net, x) # the sum in float32, the shift makes it float64
+    assert folder.report.merged[0].members==['0.a', '0.b'] and folded(x).dtype==torch.float64
+    assert difference(tensors(net, x), tensors(folded, x))<1e-6
+
+
+# some terms of a sum
+
+class Rolls(nn.Module):
+    def forward(self, x): return x.roll(1, -1)
+
+def some(f, *args, members, n=1, others=more_sizes, **parts):
+    "The layers `members` of a block with the forward `f` become one, and what is beside them stays"
+    known = dict(a=normed(conv(padding=1)), b=normed(conv(k=1)), c=conv(padding=1), n=nn.BatchNorm2d(4))
+    parts = {k:m for k,m in (known | parts).items() if k in f.__code__.co_names}
+    rep = merge(Block(f, **parts), *args, others=others)
+    assert [sorted(o.members) for o in rep.merged]==[sorted(f'0.{m}' for m in members)]*n, f'{rep} {rep.sums}'
+    return rep
+
+@pytest.mark.parametrize('f', [
+    lambda m,x: m.a(x) + x.relu() + m.b(x), lambda m,x: x.relu() + m.a(x) + m.b(x), lambda m,x: m.a(x) + (x.relu() + m.b(x)),
+    lambda m,x: (m.a(x) + x.relu()) + (x.sin() + m.b(x)), lambda m,x: m.a(x) - x.relu() + m.b(x),
+    lambda m,x: x.relu() - m.a(x) - m.b(x), lambda m,x: m.a(x) - (x.relu() - m.b(x)), lambda m,x: 3 - (m.b(x)/2 + x.relu())*5 + m.a(x),
+    lambda m,x: sum([x.relu(), m.a(x), x.sin(), m.b(x)]), lambda m,x: torch.add(x.relu(), m.a(x), alpha=.3) + m.b(x) + x.sin(),
+    lambda m,x: torch.add(m.a(x), x.relu(), alpha=-3) + m.b(x), lambda m,x: m.a(x) + 2 + x.relu() + 1 + m.b(x),
+    lambda m,x: (m.a(x) + x.relu() + m.b(x)).sigmoid(), lambda m,x: ((m.a(x) + x.relu())*2 + m.b(x))*m.eps])
+def test_terms(f): some(f, members=['a.0', 'b.0'], eps=.3)
+
+def test_terms_and_the_value():
+    some(lambda m,x: m.a(x) + x.relu() + x, members=['a.0'])
+    some(lambda m,x: x + x.relu() + m.a(x), members=['a.0'])
+    some(lambda m,x: x - x.sin() + m.n(x) - m.a(x) + x.cos(), members=['a.0', 'n'])
+    some(lambda m,x: m.n(x) + x.relu() + m.d(x) - x, members=['d', 'n'], d=conv(groups=4, padding=1))
+
+def test_terms_in_place():
+    def f(m, x):
+        y = m.a(x)
+        y += x.relu()
+        y += m.b(x)
+        return y
+    some(f, members=['a.0', 'b.0'])
+    def written(m, x):
+        y = x.sin()
+        z = y.view_as(y)
+        y.add_(m.a(x))
+        y.add_(m.b(x))
+        return y + z
+    refuses(Block(written, a=conv(padding=1), b=conv(k=1)))
+    def by_name(m, x):
+        y = x.sin()
+        y.add_(m.a(x)).add_(m.b(x))
+        return y
+    rep = merge(Block(by_name, a=conv(padding=1), b=conv(k=1)), others=more_sizes)
+    assert not rep.merged
+
+def test_terms_that_refuse():
+    "What keeps one of them apart doesn't keep the others"
+    some(lambda m,x: m.a(x) + m.d(x) + m.b(x), members=['a.0', 'b.0'], d=conv(padding=1, padding_mode='circular'))
+    shifted = nn.Sequential(conv(k=1), conv(padding=1))
+    some(lambda m,x: m.d(x) + m.a(x) + m.b(x), members=['a.0', 'b.0'], d=shifted)
+    hooked = conv(padding=1)
+    hooked.register_forward_hook(lambda *args: None)
+    for d in hooked, nn.Sequential(hooked): some(lambda m,x: m.a(x) + m.d(x) + m.b(x), members=['a.0', 'b.0'], d=d)
+    deep = nn.Sequential(conv(padding=1), conv(padding=1))
+    some(lambda m,x: m.a(x) + m.d(x) + m.b(x), members=['a.0', 'b.0'], d=deep)
+    some(lambda m,x: m.d(x) + m.c(x)*m.c.weight.mean() + m.b(x), members=['d', 'b.0'], d=conv(padding=1))
+    some(lambda m,x: m.a(x) + m.d(x) + m.b(x), members=['a.0', 'b.0'], d=conv(k=7, padding=3, groups=4))
+    some(lambda m,x: m.a(x) + m.c(x) + m.b(x) + m.c(x.relu()), members=['a.0', 'b.0'])
+
+def test_terms_read_elsewhere():
+    "One that is needed as it is stays a term"
+    def f(m, x):
+        c = m.c(x)
+        return (m.a(x) + c + m.b(x)).relu() + c.sigmoid()
+    some(f, members=['a.0', 'b.0'])
+    def returned(m, x):
+        c = m.c(x)
+        return torch.stack([m.a(x) + c + m.b(x), c])
+    some(returned, members=['a.0', 'b.0'])
+    def sums(m, x):
+        y = m.a(x) + x.relu()
+        return y + m.b(x) - y.sigmoid()
+    rep = merge(Block(sums, a=conv(padding=1), b=conv(k=1)), others=more_sizes)
+    assert not rep.merged and not rep.sums
+    def kept(m, x):
+        y = m.a(x) + x.relu()
+        return torch.stack([y + m.b(x), y])
+    refuses(Block(kept, a=conv(padding=1), b=conv(k=1)))
+
+def test_terms_asked_for_their_size():
+    "Between the additions, where another input might be broadcast"
+    def f(m, x):
+        y = m.pool(x).relu() + m.a(x)
+        n = y.shape[-1]
+        return (y + m.b(x)).sigmoid()*n
+    wide = [batch(1, 4, 3, 3), batch(2, 4, 5, 1)]
+    block = Block(f, a=conv(k=1), b=conv(k=1), pool=nn.AdaptiveAvgPool2d(1))
+    rep = merge(block, batch(2, 4, 1, 1), wide)
+    assert not rep.merged
+    def same_size(m, x): return m.pool(x).relu() + m.a(x) + m.b(x)
+    merges(Block(same_size, a=conv(k=1), b=conv(k=1), pool=nn.AdaptiveAvgPool2d(1)), batch(2, 4, 1, 1), wide)
+
+def test_terms_of_other_sizes():
+    "Strides by which only the example comes out as it does"
+    block = Block(lambda m,x: m.a(x) + x.relu() + m.b(x), a=conv(padding=1, stride=2), b=conv(k=1))
+    refuses(block, batch(2, 4, 1, 1))
+    some(lambda m,x: m.a(x) + m.d(x) + m.b(x), batch(2, 4, 1, 1), members=['a.0', 'b.0'], d=conv(padding=1, stride=2), others=[])
+
+class Split(nn.Module):
+    "One branch in a part that can't be traced"
+    def __init__(self):
+        super().__init__()
+        self.c = conv(padding=1)
+    def forward(self, x): return self.c(x if x.shape[-1]>1 else x.exp())
+
+class Pair(nn.Module):
+    "One branch in a part that makes more"
+    def __init__(self):
+        super().__init__()
+        self.c = conv(padding=1)
+    def forward(self, x): return self.c(x),x.exp()
+
+def test_terms_out_of_sight():
+    for f in (lambda m,x: m.a(x) + m.d(x) + m.b(x)), (lambda m,x: m.d(x) + m.a(x) + m.b(x)), (lambda m,x: m.a(x) + m.b(x) + m.d(x)):
+        some(f, members=['a.0', 'b.0'], d=Split(), others=more_sizes)
+    def pair(m, x):
+        y,z = m.d(x)
+        return (m.a(x) + y + m.b(x)).relu() + z
+    some(pair, members=['a.0', 'b.0'], d=Pair())
+    def sized(m, x): return m.a(x) + m.c(x)/x.shape[-1] + m.b(x)
+    some(sized, members=['a.0', 'b.0'])
+    some(lambda m,x: m.c(x)/x.shape[-1] + m.a(x) + m.b(x), members=['a.0', 'b.0'])
+
+def test_terms_in_parts():
+    "Additions in parts of their own"
+    class Plus(nn.Module):
+        def forward(self, x, y): return x + y
+    def f(m, x): return m.p(m.q(m.a(x), x.relu()), m.b(x))
+    some(f, members=['a.0', 'b.0'], p=Plus(), q=Plus())
+    class PlusRelu(nn.Module):
+        def forward(self, x, y): return x + y.relu()
+    refuses(Block(lambda m,x: m.p(m.a(x), x) + m.b(x), p=PlusRelu(), a=conv(padding=1), b=conv(k=1)), others=more_sizes,
+        why="can't be had")
+    class PlusAsks(nn.Module):
+        def forward(self, x, y): return x + y if x.shape[-1]>2 else x - y
+    refuses(Block(lambda m,x: m.p(m.a(x), x.relu()) + m.b(x), p=PlusAsks(), a=conv(padding=1), b=conv(k=1)),
+        others=more_sizes, why="can't trace")
+
+def test_terms_of_two_values():
+    "Of each value those that come from it"
+    def f(m, x):
+        y = x.relu()
+        return m.a(x) + m.c(y) + m.b(x) + m.d(y)
+    rep = merge(Block(f, a=conv(padding=1), b=conv(k=1), c=conv(padding=1), d=conv(k=1)), others=more_sizes)
+    assert len(rep.merged)==1
+    def g(m, x):
+        y = x.relu()
+        return (m.a(x) + y.sin() + m.b(x)) + (m.c(y) + x.sin() + m.d(y))
+    merges(Block(g, a=conv(padding=1), b=conv(k=1), c=conv(padding=1), d=conv(k=1)), others=more_sizes, n=2)
+    def h(m, x):
+        y = x.relu()
+        return x.sin() + m.a(x) + m.b(x) + y.sin() + m.c(y) + y.cos() + m.d(y)
+    merges(Block(h, a=conv(padding=1), b=conv(k=1), c=conv(padding=1), d=conv(k=1)), others=more_sizes, n=2)
+
+def test_terms_one_after_the_other():
+    "The sum goes into another one, in the same module"
+    def f(m, x):
+        y = m.a(x) + x.relu() + m.b(x)
+        return m.c(y) + y.relu() + m.n(y)
+    merges(Block(f, a=normed(conv(padding=1)), b=conv(k=1), c=conv(padding=1), n=nn.BatchNorm2d(4)), others=more_sizes, n=2)
+    def g(m, x):
+        y = m.a(x) + m.b(x)
+        return m.c(y) + y.relu() + m.n(y)
+    merges(Block(g, a=normed(conv(padding=1)), b=conv(k=1), c=conv(padding=1), n=nn.BatchNorm2d(4)), others=more_sizes, n=2)
+
+def test_terms_norm_stays_with_what_it_is_beside():
+    "A norm behind the sum still folds as it can"
+    rep = some(lambda m,x: m.n(m.a(x) + x.relu() + m.b(x)), members=['a.0', 'b.0'])
+    assert [o.name for o in rep.kept]==['0.n']
+
+def test_terms_linear():
+    f = lambda m,x: m.a(x) + x.relu() + m.b(x) - x
+    for x in batch(3, 4), batch(2, 3, 4): merges(Block(f, a=nn.Linear(4, 4), b=nn.Linear(4, 4)), x)
+
+def test_terms_of_integers():
+    "Sums of other dtypes are none"
+    def f(m, x): return (m.a(x).long() + x.long() + m.b(x).long()).double()
+    refuses(Block(f, a=conv(padding=1), b=conv(k=1)))
+    def g(m, x): return m.a(x) + x.relu().float() + m.b(x)
+    refuses(Block(g, a=conv(padding=1), b=conv(k=1)))
+
+def test_terms_report():
+    "The layer, in place of what it replaces; what stays has no row"
+    rep = some(lambda m,x: m.a(x) + x.relu() + m.b(x), members=['a.0', 'b.0'])
+    assert rep.merged[0].name=='0.a_merged' and rep.merged[0].multiplications>0 and not rep.unmerged
+    folded = BN_Folder(merge=True).fold(live(nn.Sequential(Block(lambda m,x: m.a(x) + x.relu() + m.b(x), a=conv(padding=1),
+        b=conv(k=1)), nn.ReLU())), images)
+    assert [n for n,_ in folded.named_modules()]==['', '0', '0.a_merged', '1']
+
+def test_terms_with_gradient():
+    "They train on as they would"
+    net = live(nn.Sequential(Block(lambda m,x: m.a(x) + x.relu() + m.b(x), a=conv(padding=1), b=conv(k=1)), nn.ReLU()))
+    x = images.clone().requires_grad_()
+    folded = BN_Folder(merge=True).fold(net, images)
+    grads = [torch.autograd.grad(m(x).pow(2).sum(), x)[0] for m in (net, folded)]
+    assert difference([grads[0]], [grads[1]])<1e-9

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_readers', 'leaf_in', 'block_graph', 'Replay', 'replay', 'agreeing', 'unneeded', 'is_written', 'hands_on',
-           'Place', 'check_place']
+           'Place', 'TermsPlace', 'place_of', 'check_place']
 
 # %% ../../nbs/merge/07_place.ipynb #d6474a38
 from contextlib import ExitStack
@@ -19,6 +19,7 @@ from ..core.recorder import is_hooked, is_torch_own
 from ..core.refusals import CannotFold
 from .obstacles import CannotMerge
 from .regions import Finder, Region
+from .terms import Terms
 from .trace import is_drop, IsLeaf, noting, same_values, traced
 
 # %% ../../nbs/merge/07_place.ipynb #5f79eaa1
@@ -33,7 +34,7 @@ def check_readers(record:Record, name:str) -> None:
 # %% ../../nbs/merge/07_place.ipynb #1bb5b603
 def leaf_in(finder:Finder, name:str, regions:list[Region]) -> IsLeaf:
     "Choose which parts of the module `name` to take as a whole: layers, and those in which more happens than `regions`"
-    mine = {o for r in regions for o in r.ops}
+    mine = {o for r in regions for o in r.touched}
     others = {o.where for o in finder.record.ops if o not in mine}
     def is_leaf(m, part):
         full = f'{name}.{part}'
@@ -100,12 +101,17 @@ def agreeing(finder:Finder, graphs:dict[str,fx.Graph]) -> tuple[dict[str,fx.Grap
     return good,replay(finder, good) if good else None
 
 # %% ../../nbs/merge/07_place.ipynb #997085b8
-def unneeded(give:fx.Node, take:fx.Node) -> list[fx.Node]: # Last first
-    "List what only serves to make `give`, behind `take`"
-    res = {give:None}
-    for n in reversed(give.graph.nodes):
-        if n.op!='placeholder' and n is not take and n.users and res.keys()>=n.users.keys(): res[n] = None
-    return list(res)
+def unneeded(
+    take:fx.Node,
+    gone:list[fx.Node], # That are replaced
+    cut:set[tuple[fx.Node,fx.Node]] # Nodes and those of their users that don't use them any more
+) -> dict[fx.Node,None]: # Last first
+    "List what isn't needed any more behind `take`"
+    res = dict.fromkeys(gone)
+    for n in reversed(take.graph.nodes):
+        if n.op=='placeholder' or n is take or not n.users: continue
+        if all(u in res or (n, u) in cut for u in n.users): res[n] = None
+    return res
 
 # %% ../../nbs/merge/07_place.ipynb #ebebfc0d
 def is_written(record:Record, value:Value, until:Op) -> bool:
@@ -133,8 +139,10 @@ class Place:
     graph:fx.Graph
     found:Replay # Of a pass in which the graph ran
     params:list[Value] # Parameters, as in the first pass
+    block:str='' # Whose graph it is; by default, that of the module that all of the region happens in
 
     def __post_init__(self):
+        self.block = self.block or self.region.block
         pairs = self.found.pairs
         self.source = pairs[self.region.source]
         self.result = pairs[self.region.result]
@@ -154,13 +162,21 @@ class Place:
     def give(self) -> fx.Node: return self.nodes[self.result][0]
 
     @cached_property
-    def gone(self) -> dict[fx.Node,None]: return dict.fromkeys(unneeded(self.give, self.take))
+    def gone(self) -> dict[fx.Node,None]: return unneeded(self.take, [self.give], set())
+
+    @property
+    def end(self) -> Op: return self.result.producer # A layer has read what goes in by then
+
+    @property
+    def taken(self) -> list[fx.Node]:
+        "List the nodes that return what goes in, and give it to the region"
+        return [n for n in self.nodes[self.source] if not self.gone.keys().isdisjoint(n.users)]
 
     @property
     def starts_late(self) -> bool: # It was made before, too, in another part
         "Tell whether something of the region comes before what goes in"
         order = {n:i for i,n in enumerate(self.graph.nodes)}
-        return order[self.take]>min(order[self.nodes[v][0]] for v in self.made)
+        return any(order[self.take]>order[self.nodes[v][0]] for v in self.made)
 
     @property
     def is_used_elsewhere(self) -> bool:
@@ -175,8 +191,7 @@ class Place:
     @property
     def takes_another(self) -> bool:
         "Tell whether some of the region takes the same value in another way"
-        takers = [n for n in self.nodes[self.source] if not self.gone.keys().isdisjoint(n.users)]
-        return any(self.origin(n) is not self.take for n in takers)
+        return any(self.origin(n) is not self.take for n in self.taken)
 
     @property
     def computes_more(self) -> bool:
@@ -192,9 +207,92 @@ class Place:
     @property
     def is_written(self) -> bool:
         "Tell whether what goes in is written into before the end of the region"
-        return is_written(self.found.record, self.source, self.result.producer)
+        return is_written(self.found.record, self.source, self.end)
 
-    def hands_on(self, n:fx.Node) -> bool: return hands_on(self.model, n, self.region.block)
+    def hands_on(self, n:fx.Node) -> bool: return hands_on(self.model, n, self.block)
+
+# %% ../../nbs/merge/07_place.ipynb #48fe5fc9
+@dataclass(eq=False)
+class TermsPlace(Place):
+    "Find the nodes of a graph that some terms of a sum are made of, and those that add them"
+    region:Terms
+
+    def __post_init__(self):
+        super().__post_init__()
+        pairs = self.found.pairs
+        self.made = self.inside
+        others = self.region.others
+        self.entries = {pairs[o.outputs[0]]: (pairs[v], pairs[others[o]]) for o,v in self.region.entries.items()}
+
+    @cached_property
+    def cut(self) -> dict[fx.Node,fx.Node]:
+        "Return for each addition the node that returns its term, as far as they are in the graph"
+        found = dict[fx.Node,fx.Node]()
+        for total,(term,other) in self.entries.items():
+            for n in self.nodes.get(total, ())[:1]:
+                given = {self.found.notes.get(i): i for i in n.all_input_nodes}
+                adds = n.op!='call_module' and len(n.all_input_nodes)==2 and given.keys()=={term, other}
+                if adds: found[n] = given[term]
+        return found
+
+    @property
+    def is_hidden(self) -> bool:
+        return super().is_hidden or len(self.cut)<len(self.entries) or not self.nodes.keys()>={*self.changed}
+    @property
+    def end(self) -> Op: return self.found.pairs[self.region.place.outputs[0]].producer
+    @property
+    def user(self) -> fx.Node: return self.nodes[self.end.outputs[0]][0] # What adds what the layer makes
+    @property
+    def give(self) -> fx.Node: return self.cut[self.user]
+
+    @property
+    def skipped(self) -> dict[fx.Node,fx.Node]:
+        "Return the other additions, with what is left of them"
+        rest = {n:t for n,t in self.cut.items() if n is not self.user}
+        return {n:i for n,t in rest.items() for i in n.all_input_nodes if i is not t}
+
+    @property
+    def changed(self) -> list[Value]:
+        "List what is between the additions and the end of the sum, and becomes another number"
+        found = list[Value]()
+        for v in self.entries:
+            while v is not self.result and v not in found:
+                found.append(v)
+                v, = v.users[0].outputs
+        return found
+
+    @property
+    def is_used_elsewhere(self) -> bool:
+        "Tell whether something inside is still needed, or whether more is done with a changed value than adding to it"
+        notes = self.found.notes
+        def adds(v, n):
+            if self.hands_on(n): return True
+            return n in notes and n.op!='call_module' and notes[n].producer in v.users
+        is_asked = any(not adds(v, u) for v in self.changed for n in self.nodes.get(v, ()) for u in n.users)
+        return super().is_used_elsewhere or is_asked
+
+    @cached_property
+    def gone(self) -> dict[fx.Node,None]: return unneeded(self.take, [], {(t, n) for n,t in self.cut.items()})
+    @property
+    def taken(self) -> list[fx.Node]:
+        return [*super().taken, *(t for t in self.cut.values() if t in self.nodes[self.source])]
+
+    @property
+    def is_written(self) -> bool: # An addition in place may be looked at by another name
+        "Tell whether what goes in is written into too early, or by the sum"
+        return super().is_written or any(v.producer.in_place for v in self.entries)
+
+# %% ../../nbs/merge/07_place.ipynb #993045af
+def place_of(
+    finder:Finder,
+    region:Region, # Or some terms of a sum
+    graph:fx.Graph,
+    found:Replay, # Of a pass in which the graph ran
+    block:str='' # Whose graph it is; by default, that of the module that all of the region happens in
+) -> Place:
+    "Make the place of `region` in `graph`"
+    kind = TermsPlace if isinstance(region, Terms) else Place
+    return kind(finder.model, region, graph, found, [*finder.params], block) # type: ignore[arg-type]
 
 # %% ../../nbs/merge/07_place.ipynb #24036a92
 def check_place(
@@ -202,7 +300,7 @@ def check_place(
     is_replaced:bool # Does a layer take the place of the region, or nothing?
 ) -> None:
     "Refuse if more than the region would go, or other things would come in"
-    name = place.region.block
+    name = place.block
     if place.is_hidden: raise CannotMerge('hidden', name=name)
     if is_replaced and place.starts_late: raise CannotMerge('written')
     if place.is_used_elsewhere: raise CannotMerge('users', op=place.region.ops[-1])
