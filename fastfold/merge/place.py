@@ -303,7 +303,7 @@ def check_place(
     name = place.block
     if place.is_hidden: raise CannotMerge('hidden', name=name)
     if is_replaced and place.starts_late: raise CannotMerge('written')
-    if place.is_used_elsewhere: raise CannotMerge('users', op=place.region.ops[-1])
+    if place.is_used_elsewhere: raise CannotMerge('users', op=place.region.touched[-1])
     if place.takes_another: raise CannotMerge('hidden', name=name)
     if place.computes_more: raise CannotMerge('number')
     if place.is_written: raise CannotMerge('written')

@@ -169,18 +169,18 @@ def rewritten(
     "Make `block` with one layer in place of each region"
     graph,nodes = fx.Graph(),dict[Any,Any]()
     graph.output(graph.graph_copy(merges[0].graph, nodes))
+    replaced = dict[fx.Node,fx.Node]() # another merge may have done that
+    def now(n): return now(replaced[n]) if n in replaced else nodes[n]
+    def replace(n, other):
+        now(n).replace_all_uses_with(now(other))
+        replaced[n] = other
     for m in merges:
-        new = nodes[m.take]
         if m.layer:
-            with graph.inserting_before(nodes[m.user or m.give]): new = graph.call_module(m.name, (nodes[m.take],))
-        if m.user: nodes[m.user].replace_input_with(nodes[m.give], new)
-        else: nodes[m.give].replace_all_uses_with(new)
-        for n,rest in m.skipped.items():
-            nodes[n].replace_all_uses_with(nodes[rest])
-            graph.erase_node(nodes[n])
-            nodes[n] = nodes[rest]
-        for n in m.gone: graph.erase_node(nodes[n])
-        if not m.user: nodes[m.give] = new
+            with graph.inserting_before(now(m.user or m.give)): nodes[m] = graph.call_module(m.name, (now(m.take),))
+        if m.user: now(m.user).replace_input_with(now(m.give), nodes[m])
+        else: replace(m.give, m if m.layer else m.take)
+        for n,rest in m.skipped.items(): replace(n, rest)
+        for n in [*m.skipped, *m.gone]: graph.erase_node(nodes[n])
     for n in graph.nodes: n.type = None
     return as_module(block, {m.name:m.layer for m in merges if m.layer}, graph)
 
