@@ -1,12 +1,13 @@
-"""Sums that merging used to stop at: behind a wrapper, before a factor and a shift, beside what can't be merged, and with
-kernels that pad one side more than the other. Each with what must stay. Without verification, in float64, to 1e-9"""
+"""Sums that merging used to stop at: behind a wrapper, before a factor and a shift, beside what can't be merged, and
+with kernels that pad one side more than the other. Each with what must stay. Without verification, in float64, to
+1e-9"""
 from functools import wraps
 import pytest, torch
 import torch.nn.functional as F
 from torch import nn
 from fastfold.folder import BN_Folder
 from random_nets import difference, live
-from test_merge import batch, Block, branches, conv, images, merge, merges, normed, Part, refuses, tensors
+from test_merge import batch, Block, branches, conv, images, merge, merges, normed, refuses, tensors
 
 # what is wrapped around a forward
 
@@ -227,7 +228,8 @@ def test_even_chains():
     merges(branches(nn.Sequential(same(4, 4, 6), conv(6, k=1)), nn.Identity()), others=sizes)
     ends = nn.Sequential(same(2), conv(k=1, stride=2)),conv(padding=1, stride=2)
     merges(branches(*ends), others=sizes) # as much padding on both sides, in all
-    merges(branches(nn.Sequential(conv(k=1, bias=False, padding=1), same(2)), conv(padding=2), conv(k=(5,5), padding=3)))
+    padded = nn.Sequential(conv(k=1, bias=False, padding=1), same(2))
+    merges(branches(padded, conv(padding=2), conv(k=(5,5), padding=3)))
 
 def test_even_stays():
     shifted = nn.Sequential(conv(k=1), same(2))
@@ -246,7 +248,8 @@ def test_even_stays():
 
 def test_even_half():
     "In the dtype of the layer, and in channels last"
-    net = live(nn.Sequential(branches(same(2), nn.BatchNorm2d(4)), nn.ReLU())).to(memory_format=torch.channels_last).half()
+    net = live(nn.Sequential(branches(same(2), nn.BatchNorm2d(4)), nn.ReLU()))
+    net = net.to(memory_format=torch.channels_last).half()
     folder,x = BN_Folder(merge=True),images.half()
     layer = folder.fold(net, x).get_submodule(folder.report.merged[0].name)
     assert layer.weight.dtype==torch.half and layer.weight.is_contiguous(memory_format=torch.channels_last)
@@ -301,8 +304,9 @@ def up_to_the_sum(block, *args, **kwargs):
     return rep
 
 @pytest.mark.parametrize('f', [
-    lambda m,x: x*m.scale.exp() + m.bias, lambda m,x: x*torch.sigmoid(x*m.scale) + m.bias, lambda m,x: m.scale*x*x + m.bias,
-    lambda m,x: m.scale*x/x.shape[-1] + m.bias, lambda m,x: m.scale.view(-1, 1, 1)*x + m.bias.view(-1, 1, 1),
+    lambda m,x: x*m.scale.exp() + m.bias, lambda m,x: x*torch.sigmoid(x*m.scale) + m.bias,
+    lambda m,x: m.scale*x*x + m.bias, lambda m,x: m.scale*x/x.shape[-1] + m.bias,
+    lambda m,x: m.scale.view(-1, 1, 1)*x + m.bias.view(-1, 1, 1),
     lambda m,x: x.clamp(-1, 1)*m.scale + m.bias, lambda m,x: torch.addcmul(m.bias, x, m.scale),
     lambda m,x: x*m.scale + m.bias + m.bias.sum(), lambda m,x: (x*m.scale + m.bias) if x.shape[-1]>4 else x])
 def test_up_to_the_sum(f): up_to_the_sum(affine_after(Affine(4, 1, 1, f=f)), others=more_sizes)
@@ -390,10 +394,12 @@ def some(f, *args, members, n=1, others=more_sizes, **parts):
     return rep
 
 @pytest.mark.parametrize('f', [
-    lambda m,x: m.a(x) + x.relu() + m.b(x), lambda m,x: x.relu() + m.a(x) + m.b(x), lambda m,x: m.a(x) + (x.relu() + m.b(x)),
-    lambda m,x: (m.a(x) + x.relu()) + (x.sin() + m.b(x)), lambda m,x: m.a(x) - x.relu() + m.b(x),
-    lambda m,x: x.relu() - m.a(x) - m.b(x), lambda m,x: m.a(x) - (x.relu() - m.b(x)), lambda m,x: 3 - (m.b(x)/2 + x.relu())*5 + m.a(x),
-    lambda m,x: sum([x.relu(), m.a(x), x.sin(), m.b(x)]), lambda m,x: torch.add(x.relu(), m.a(x), alpha=.3) + m.b(x) + x.sin(),
+    lambda m,x: m.a(x) + x.relu() + m.b(x), lambda m,x: x.relu() + m.a(x) + m.b(x),
+    lambda m,x: m.a(x) + (x.relu() + m.b(x)), lambda m,x: (m.a(x) + x.relu()) + (x.sin() + m.b(x)),
+    lambda m,x: m.a(x) - x.relu() + m.b(x),
+    lambda m,x: x.relu() - m.a(x) - m.b(x), lambda m,x: m.a(x) - (x.relu() - m.b(x)),
+    lambda m,x: 3 - (m.b(x)/2 + x.relu())*5 + m.a(x), lambda m,x: sum([x.relu(), m.a(x), x.sin(), m.b(x)]),
+    lambda m,x: torch.add(x.relu(), m.a(x), alpha=.3) + m.b(x) + x.sin(),
     lambda m,x: torch.add(m.a(x), x.relu(), alpha=-3) + m.b(x), lambda m,x: m.a(x) + 2 + x.relu() + 1 + m.b(x),
     lambda m,x: (m.a(x) + x.relu() + m.b(x)).sigmoid(), lambda m,x: ((m.a(x) + x.relu())*2 + m.b(x))*m.eps])
 def test_terms(f): some(f, members=['a.0', 'b.0'], eps=.3)
@@ -476,7 +482,8 @@ def test_terms_of_other_sizes():
     "Strides by which only the example comes out as it does"
     block = Block(lambda m,x: m.a(x) + x.relu() + m.b(x), a=conv(padding=1, stride=2), b=conv(k=1))
     refuses(block, batch(2, 4, 1, 1))
-    some(lambda m,x: m.a(x) + m.d(x) + m.b(x), batch(2, 4, 1, 1), members=['a.0', 'b.0'], d=conv(padding=1, stride=2), others=[])
+    def f(m, x): return m.a(x) + m.d(x) + m.b(x)
+    some(f, batch(2, 4, 1, 1), members=['a.0', 'b.0'], d=conv(padding=1, stride=2), others=[])
 
 class Split(nn.Module):
     "One branch in a part that can't be traced"
@@ -493,8 +500,10 @@ class Pair(nn.Module):
     def forward(self, x): return self.c(x),x.exp()
 
 def test_terms_out_of_sight():
-    for f in (lambda m,x: m.a(x) + m.d(x) + m.b(x)), (lambda m,x: m.d(x) + m.a(x) + m.b(x)), (lambda m,x: m.a(x) + m.b(x) + m.d(x)):
-        some(f, members=['a.0', 'b.0'], d=Split(), others=more_sizes)
+    def first(m, x): return m.d(x) + m.a(x) + m.b(x)
+    def second(m, x): return m.a(x) + m.d(x) + m.b(x)
+    def last(m, x): return m.a(x) + m.b(x) + m.d(x)
+    for f in first,second,last: some(f, members=['a.0', 'b.0'], d=Split())
     def pair(m, x):
         y,z = m.d(x)
         return (m.a(x) + y + m.b(x)).relu() + z
@@ -536,14 +545,15 @@ def test_terms_of_two_values():
 
 def test_terms_one_after_the_other():
     "The sum goes into another one, in the same module"
+    def parts(): return dict(a=normed(conv(padding=1)), b=conv(k=1), c=conv(padding=1), n=nn.BatchNorm2d(4))
     def f(m, x):
         y = m.a(x) + x.relu() + m.b(x)
         return m.c(y) + y.relu() + m.n(y)
-    merges(Block(f, a=normed(conv(padding=1)), b=conv(k=1), c=conv(padding=1), n=nn.BatchNorm2d(4)), others=more_sizes, n=2)
+    merges(Block(f, **parts()), others=more_sizes, n=2)
     def g(m, x):
         y = m.a(x) + m.b(x)
         return m.c(y) + y.relu() + m.n(y)
-    merges(Block(g, a=normed(conv(padding=1)), b=conv(k=1), c=conv(padding=1), n=nn.BatchNorm2d(4)), others=more_sizes, n=2)
+    merges(Block(g, **parts()), others=more_sizes, n=2)
 
 def test_terms_norm_stays_with_what_it_is_beside():
     "A norm behind the sum still folds as it can"
@@ -565,8 +575,8 @@ def test_terms_report():
     "The layer, in place of what it replaces; what stays has no row"
     rep = some(lambda m,x: m.a(x) + x.relu() + m.b(x), members=['a.0', 'b.0'])
     assert rep.merged[0].name=='0.a_merged' and rep.merged[0].multiplications>0 and not rep.unmerged
-    folded = BN_Folder(merge=True).fold(live(nn.Sequential(Block(lambda m,x: m.a(x) + x.relu() + m.b(x), a=conv(padding=1),
-        b=conv(k=1)), nn.ReLU())), images)
+    block = Block(lambda m,x: m.a(x) + x.relu() + m.b(x), a=conv(padding=1), b=conv(k=1))
+    folded = BN_Folder(merge=True).fold(live(nn.Sequential(block, nn.ReLU())), images)
     assert [n for n,_ in folded.named_modules()]==['', '0', '0.a_merged', '1']
 
 def test_terms_with_gradient():
