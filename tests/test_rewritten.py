@@ -140,7 +140,7 @@ def test_part_out_of_sight():
             self.parts = [Block(lambda m,x: x*m.g)]
             self.parts[0].g = self.g
         def forward(self, x): return self.parts[0](self.conv(x))
-    stays(nn.Sequential(Hidden(), nn.Identity()), images, why="can't be had in 'Block'")
+    stays(nn.Sequential(Hidden(), nn.Identity()), images, why='computed in the forward of')
 
 def test_weight_of_a_norm():
     "It also multiplies channels elsewhere"
@@ -246,13 +246,19 @@ def test_dtypes_under_autocast():
     assert [r.reason for r in folder.report.sums]==['its weights have different dtypes']
 
 def test_out_of_sight_in_a_part():
-    "What is added up in a part that also does something else, and goes on outside"
+    "What is added up in a part that also does something else, and goes on outside: it becomes one layer in the part"
     part = Block(lambda m,x: (m.a(x) + m.c(x), x.relu()), a=conv(padding=1), c=conv(padding=1))
     def f(m, x):
         s,z = m.p(x)
         return (s + m.d(x)).relu() + z
     model = nn.Sequential(Block(f, p=part, d=conv(padding=1)), nn.ReLU())
-    stays(model, images, why="what its layers take, or make, can't be had in '0'")
+    report,_ = stays(model, images)
+    assert [o.members for o in report.merged]==[['0.p.a', '0.p.c']]
+    def g(m, x):
+        s,z = m.p(x)
+        return (s + x).relu() + z
+    part = Block(lambda m,x: (m.a(x)*2, x.relu()), a=conv(padding=1))
+    stays(nn.Sequential(Block(g, p=part), nn.ReLU()), images, why="what its layers take, or make, can't be had in '0'")
 
 def test_arguments_that_are_no_tensors():
     "A trace would have them as they are in the example"

@@ -58,18 +58,19 @@ def module_kind(op:Op, rules:Rules) -> str: # 'layer', 'pool', 'norm' or ''
     return 'norm' if is_norm and rules.leaves_nothing(m) else ''
 
 # %% ../../nbs/merge/03_regions.ipynb #a2dd82e2
-def function_kind(op:Op, values:list[Value]) -> str: # 'sum', 'pool', 'factor' or ''
+def function_kind(op:Op, values:list[Value]) -> str: # 'sum', 'pool', 'factor', 'shift' or ''
     "Tell what the function called by `op` may be in a merged layer, if it is given `values` and parameters"
     given = [v for v in tree_leaves((op.args, op.kwargs)) if isinstance(v, Value)]
     if given!=op.inputs: return ''
     if is_pool(op): return 'pool' if given==values else ''
     if any(v.shape!=op.outputs[0].shape for v in values): return ''
+    has_parameter = len(values)==1 and len(set(given))==2
+    if op.rule.does==ADDS and has_parameter: return 'shift'
     if op.rule.does==ADDS: return 'sum' if set(values)==set(given) else ''
     is_product = op.rule.does==MULTIPLIES and 'rounding_mode' not in op.kwargs
     if not is_product: return ''
     if len(given)==1: return 'sum'
-    is_factor = 'mul' in op.name and len(values)==1 and len(set(given))==2
-    return 'factor' if is_factor else ''
+    return 'factor' if 'mul' in op.name and has_parameter else ''
 
 # %% ../../nbs/merge/03_regions.ipynb #1befb87f
 @dataclass(eq=False)
@@ -85,7 +86,7 @@ class Finder(Inspected): # By the inspector, which knows the rules and what keep
         "List what `op` is given"
         return [v for v in dict.fromkeys(op.inputs) if v not in self.params]
 
-    def kind(self, op:Op) -> str: # 'layer', 'pool', 'norm', 'sum', 'factor' or ''
+    def kind(self, op:Op) -> str: # 'layer', 'pool', 'norm', 'sum', 'factor', 'shift' or ''
         "Tell what `op` may be in a merged layer; '' if nothing"
         vs = self.values(op)
         if any(q.is_open for q in op.numbers): return ''
@@ -121,6 +122,10 @@ class Region:
     ops:list[Op] # In order of execution
 
     @property
+    def touched(self) -> list[Op]: return self.ops # All that has to be in sight
+    @property
+    def parts(self) -> dict[Value,float]: return {self.result: 1.} # What it adds up in the end
+    @property
     def inside(self) -> list[Value]: return [v for o in self.ops for v in o.outputs if v is not self.result]
     @property
     def layers(self) -> list[Op]: return [o for o in self.ops if isinstance(o.func, (nn.Linear, _ConvNd))]
@@ -132,7 +137,7 @@ class Region:
     @property
     def block(self) -> str: # Its name, '' for the model itself
         "Return the smallest module that all of it happens in"
-        return '.'.join(commonprefix([o.where.split('.') for o in self.ops]))
+        return '.'.join(commonprefix([o.where.split('.') for o in self.touched]))
 
 # %% ../../nbs/merge/03_regions.ipynb #457ba232
 def find_region(
@@ -177,7 +182,7 @@ def find_problem(finder:Finder, region:Region) -> Refused|None:
     try:
         for op in region.ops: check_call(finder, op, region.ops)
     except Refused as e: return e
-    mine = set(region.ops)
+    mine = set(region.touched)
     for v in region.inside:
         if v.escapes_by or not mine.issuperset(v.users): return CannotMerge('users', op=v.producer)
     return None
@@ -193,18 +198,23 @@ def image_axes(region:Region) -> int:
 # %% ../../nbs/merge/03_regions.ipynb #b4b9b6d1
 def own_affine(
     finder:Finder,
-    op:Op, # A norm or a factor
+    op:Op, # A norm, a factor or a shift
     axis:int # Of the channels
 ) -> Affine:
-    "Return what a norm or a factor does to each channel"
+    "Return what a norm, a factor or a shift does to each channel"
     shape = finder.values(op)[0].shape
     if op.is_layer:
         if finder.rules.axis(op.func, len(shape))!=axis: raise CannotMerge('axis', op=op)
         return finder.inspector.norm_map(op.func)
-    p = finder.tensor(next(v for v in op.inputs if v in finder.params))
-    if any(d!=axis for d in varies_along(p, shape)): raise CannotMerge('axis', op=op)
-    factor = exact(per_channel(p, shape, axis))
-    return Affine(factor, torch.zeros_like(factor))
+    param = next(v for v in op.inputs if v in finder.params)
+    tensor = finder.tensor(param)
+    if any(d!=axis for d in varies_along(tensor, shape)): raise CannotMerge('axis', op=op)
+    numbers = exact(per_channel(tensor, shape, axis))
+    if finder.kind(op)=='factor': return Affine(numbers, torch.zeros_like(numbers))
+    factors,constant = coefficients(op)
+    own = factors.pop(param)
+    scale, = factors.values()
+    return Affine(torch.full_like(numbers, scale), numbers*own + constant)
 
 # %% ../../nbs/merge/03_regions.ipynb #35536c50
 def own_kernel(
@@ -235,27 +245,31 @@ class RegionKernel:
         "Return the axis of the channels"
         return len(self.region.source.shape)-1-image_axes(self.region)
 
-    def calculate(self) -> Kernel:
-        "Return all of the region as one kernel"
+    def start(self) -> dict[Value,Kernel]: # To be filled in
+        "Return the source as a map of itself"
         source,axes = self.region.source,image_axes(self.region)
         weights = [o.func.weight for o in self.region.layers]
         if len({w.dtype for w in weights})>1: raise CannotMerge('dtype')
         self.known = {source: identity_kernel(source.shape[self.axis], axes, exact(weights[0][:0]).device)}
-        for op in self.region.ops: self.known[op.outputs[0]] = self.after(op)
-        return self.known[self.region.result]
+        return self.known
+
+    def calculate(self) -> Kernel:
+        "Return all of the region as one kernel"
+        known = self.start()
+        for op in self.region.ops: known[op.outputs[0]] = self.after(op)
+        return self.total(self.region.parts)
 
     def after(self, op:Op) -> Kernel:
         "Return what `op` returns, as a map of the source"
         vs,kind = self.finder.values(op),self.finder.kind(op)
-        if kind=='sum': return self.total(op)
+        if kind=='sum': return self.total(*coefficients(op))
         before = self.known[vs[0]]
         if kind not in ('layer', 'pool'): return scaled(before, own_affine(self.finder, op, self.axis))
         k = own_kernel(self.finder, op, self.axis, before.weight.device)
         return k if vs[0] is self.region.source else composed(before, k, op.mention)
 
-    def total(self, op:Op) -> Kernel:
-        "Return the sum that `op` makes, as a map of the source"
-        factors,constant = coefficients(op)
+    def total(self, factors:dict[Value,float], constant:float=0.) -> Kernel:
+        "Return a sum of values times factors, and of a constant, as a map of the source"
         def term(v, f): return replace(self.known[v], weight=self.known[v].weight*f, bias=self.known[v].bias*f)
         res = reduce(added, [term(v, f) for v,f in factors.items()])
         return replace(res, bias=res.bias + constant)
@@ -271,7 +285,7 @@ def multiplications(op:Op) -> int:
 # %% ../../nbs/merge/03_regions.ipynb #9d0cac96
 def work(finder:Finder, region:Region, k:Kernel) -> tuple[int,int]:
     "Count how many multiplications `region` takes, and how many one layer does; refuse if those are more"
-    before = sum(multiplications(o) for o in region.ops if finder.kind(o)!='sum')
+    before = sum(multiplications(o) for o in region.ops if finder.kind(o) not in ('sum','shift'))
     after = k.weight[0].numel()*prod(region.result.shape)
     if after>before: raise CannotMerge('work', before=before, after=after)
     return before,after
