@@ -139,7 +139,8 @@ def batches_seen(report:FoldReport) -> str:
     shown = report.batches[:4]
     more = len(report.batches)-len(shown)
     rest = f'; and {more} more' if more else ''
-    return f"{verb}{what_compared(report)} on {_counted(len(report.batches), 'kind')} of batches: {'; '.join(shown)}{rest}"
+    kinds = _counted(len(report.batches), 'kind')
+    return f"{verb}{what_compared(report)} on {kinds} of batches: {'; '.join(shown)}{rest}"
 
 # %% ../../nbs/report/01_rows.ipynb #fe2b0c2a
 def by_reason(
