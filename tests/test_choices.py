@@ -1,18 +1,17 @@
 """Models that choose, as detectors do: what a fold is compared by where rounding decides about the output, or where
 there is none. No wrong fold may pass, before a choice, after it, or where nothing was chosen; and right ones must"""
 import warnings
-import numpy as np, pytest, torch
+import pytest, torch
 from torch import nn
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.ops import MultiScaleRoIAlign, nms
 from fastfold.core import choices
-from fastfold.core.choices import Choosing, Departure, follow
+from fastfold.core.choices import Departure, follow
 from fastfold.core.record import Pass
 from fastfold.core.refusals import FoldError
 from fastfold.core.rules import NORMS, NormRule
-from fastfold.core.verify import Check
 from fastfold.folder import BN_Folder
 from random_nets import difference, live
 
@@ -127,7 +126,15 @@ def test_nothing_to_tell(way):
         def forward(self, x):
             scores = self.score(x[:,:1]).flatten()
             return scores.new_zeros(5)[self.choose(scores, None)]
-    with pytest.raises(FoldError, match='no finite number'): fold(live(Empty(choose, score=Lied)), image(False), handlers=lying)
+    model = live(Empty(choose, score=Lied))
+    with pytest.raises(FoldError, match='no finite number'): fold(model, image(False), handlers=lying)
+
+@pytest.mark.parametrize('norm', [Lied, nn.BatchNorm2d])
+def test_rounding_before_a_choice(norm):
+    "Where every last digit matters for what is chosen by, float64 tells, and there the same choices are made as well"
+    model = live(Finds(lambda s,b: (s.double()*1e8).sin().topk(5).indices, box=norm), torch.float32)
+    report,_,seen = fold(model, image(False, torch.float32), handlers=lying)
+    assert len(report.kept)==len(seen)==(norm is Lied) and report.exact_err<1e-6
 
 class Labels(nn.Sequential):
     def forward(self, x): return super().forward(x).argmax(1)
@@ -168,9 +175,18 @@ class Runs(nn.Module):
     def __init__(self, function): super().__init__(); self.function = function
     def forward(self, *args): return self.function(*args)
 
-@pytest.mark.parametrize('f', [lambda x: x.floor_(), lambda x: torch.gt(x, .5, out=torch.zeros(3, dtype=torch.bool)),
-    lambda x: torch.zeros(3, dtype=torch.long).copy_(x), lambda x: x.gt_(.5), lambda x: x.round(), lambda x: (x*2).to(torch.uint8),
-    lambda x: torch.isnan(x/(x-1)*(x-1)), lambda x: torch.tensor(torch.equal(x, x.clamp(max=2))), lambda x: torch.bucketize(x, x*0+.5)])
+made_by = dict(
+    in_place=lambda x: x.floor_(),
+    compared_in_place=lambda x: x.gt_(.5),
+    out=lambda x: torch.gt(x, .5, out=torch.zeros(3, dtype=torch.bool)),
+    copied=lambda x: torch.zeros(3, dtype=torch.long).copy_(x),
+    rounded=lambda x: x.round(),
+    bytes=lambda x: (x*2).to(torch.uint8),
+    isnan=lambda x: torch.isnan(x/(x-1)*(x-1)),
+    equal=lambda x: torch.tensor(torch.equal(x, x.clamp(max=2))),
+    bucketize=lambda x: torch.bucketize(x, x*0+.5))
+
+@pytest.mark.parametrize('f', made_by.values(), ids=made_by)
 def test_made_again(f):
     "A choice is made again wherever it is written to, and what had gone into it is kept"
     x,y = torch.tensor([.2,1,2.6]),torch.tensor([.7,1.4,0])
@@ -181,17 +197,18 @@ def test_made_again(f):
 
 def test_departs():
     "Other choices, more of them, fewer, or of other tensors are another way, even if the model hides it"
-    def choosing(f): return lambda x: f(x)
     x,y = Pass('', (torch.rand(4),), {}),Pass('', (torch.rand(5),), {})
     def hides(x):
         try: return x.topk(2).indices
         except Exception: return x.argsort()
     _,made = follow(Runs(torch.argsort), x)
-    for f,call in ((torch.argmax, x), (torch.relu, x), (lambda x: x.argsort() + x.argmax(), x), (torch.argsort, y), (hides, x)):
+    def two(x): return x.argsort() + x.argmax()
+    for f,call in ((torch.argmax, x), (torch.relu, x), (two, x), (torch.argsort, y), (hides, x)):
         with pytest.raises(Departure): follow(Runs(f), call, made)
 
 def backbone(norm):
-    res = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 32, 3), norm(32), nn.ReLU())
+    first,second = nn.Conv2d(3, 8, 3, stride=4),nn.Conv2d(8, 32, 3)
+    res = nn.Sequential(first, nn.BatchNorm2d(8), nn.ReLU(), second, norm(32), nn.ReLU())
     res.out_channels = 32
     return res
 
@@ -202,15 +219,16 @@ def detector(kind, norm, thresh):
         options |= dict(score_thresh=thresh, topk_candidates=9, anchor_generator=anchors)
         return (detection.RetinaNet if kind=='retinanet' else detection.FCOS)(backbone(norm), **options)
     head = FastRCNNConvFCHead((32, 3, 3), [8], [12], norm_layer=norm)
-    return detection.FasterRCNN(backbone(norm), rpn_anchor_generator=anchors, box_roi_pool=MultiScaleRoIAlign(['0'], 3, 2),
-        rpn_post_nms_top_n_test=5, rpn_pre_nms_top_n_test=9, box_score_thresh=thresh, box_head=head, num_classes=None,
+    return detection.FasterRCNN(backbone(norm), rpn_anchor_generator=anchors,
+        box_roi_pool=MultiScaleRoIAlign(['0'], 3, 2), rpn_post_nms_top_n_test=5, rpn_pre_nms_top_n_test=9,
+        box_score_thresh=thresh, box_head=head, num_classes=None,
         box_predictor=detection.faster_rcnn.FastRCNNPredictor(12, 3), min_size=32, max_size=32)
 
 @pytest.mark.parametrize('kind,thresh,norm', [('retinanet', 0., Lied), ('retinanet', 0., nn.BatchNorm2d),
     ('fcos', .999, nn.BatchNorm2d), ('fasterrcnn', .999, Lied)])
 def test_detector(kind, thresh, norm):
     "Those of torchvision, that find boxes of scores that are almost the same, or none"
-    model,x = live(detector(kind, norm, thresh), torch.float32),[torch.full((3, 32, 32), .5) + torch.rand(3, 32, 32)*1e-6]
+    model,x = live(detector(kind, norm, thresh), torch.float32),[.5 + torch.rand(3, 32, 32)*1e-6]
     for m in model.modules():
         if isinstance(m, (nn.Conv2d,nn.Linear)): nn.init.kaiming_normal_(m.weight)
     report,_,seen = fold(model, x, handlers=lying)

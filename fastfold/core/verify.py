@@ -199,7 +199,7 @@ class Check:
     @property
     def rounding_decides(self) -> bool:
         "Tell whether rounding alone changes the output beyond recognition"
-        return self.roughness>=1e-2
+        return self.roughness>=(1e-2 if self.choices is None else 1e-4) # one of many choices must not excuse the rest
 
     def is_clear(self, results:list[Any]|None) -> bool:
         "Tell whether `results` are accepted, and that means something: rounding changes nothing but a few digits"
