@@ -29,7 +29,7 @@ from .core.refusals import FoldError, Reason, some_names
 from .core.rules import LAYERS, LayerRule, NORMS, NormRule
 from .core.maps import MapNorm, MAPS, SCALES
 from .core.state import alone, settle, undone_on_failure
-from .core.verify import Agreement, Check, runs_of, suspects_of, to_compare, verdict
+from .core.verify import Agreement, Check, compared, runs_of, suspects_of, to_compare, verdict
 from .merge.checked import Merged, merge_layers
 from .merge.cuts import with_cuts
 from .merge.rewrite import Merge, Refusal
@@ -124,8 +124,7 @@ def judge(
     "Compare a fold with the original"
     plan = folded.plan
     check = Check(plan.model, folded.passes, suspects_of(plan), tol)
-    with folded.in_effect() as model: results = check.results(model)
-    return verdict(plan, check, results)
+    return verdict(plan, *compared(check, folded.in_effect))
 
 # %% ../nbs/01_folder.ipynb #08b98357
 def fold_agreeing(
@@ -196,8 +195,8 @@ def agreement_of(folded:Folded, merged:Merged) -> Agreement|None: # None if that
     "Return how much the outputs differ once a model is folded and merged, as `folded.model` is now"
     if merged.error is None: return folded.agreement
     plan = folded.plan
-    check = Check(plan.model, folded.passes, suspects_of(plan))
-    return Agreement(check.error(check.results(folded.model)))
+    check,results = compared(Check(plan.model, folded.passes, suspects_of(plan)), lambda: nullcontext(folded.model))
+    return Agreement(check.error(results), choices=check.chosen_by)
 
 # %% ../nbs/01_folder.ipynb #ae410a74
 def report_of(folded:Folded, merged:Merged) -> FoldReport:
@@ -208,8 +207,9 @@ def report_of(folded:Folded, merged:Merged) -> FoldReport:
     rows = fold_rows(folded.plan)
     rows = [replace(o, into=into(o), why=None if o.name in new else o.why) for o in rows]
     batches = list(dict.fromkeys(shapes_of(p) for p in folded.passes or folded.plan.record.passes if not p.name))
-    err,exact_err = agreement_of(folded, merged) or (None, None)
-    return FoldReport(rows, folded.n_before, parameter_count(folded.model), err, sums, exact_err, batches)
+    err,exact_err,choices = agreement_of(folded, merged) or (None, None, ())
+    n_after = parameter_count(folded.model)
+    return FoldReport(rows, folded.n_before, n_after, err, sums, exact_err, batches, list(choices))
 
 # %% ../nbs/01_folder.ipynb #d914a6f4
 def by_itself(f:Callable) -> Callable: # f: a method that takes a model
