@@ -28,6 +28,7 @@ from .core.record import Pass
 from .core.refusals import FoldError, Reason, some_names
 from .core.rules import LAYERS, LayerRule, NORMS, NormRule
 from .core.scales import SCALES
+from .core.selection import Selection, selection_of
 from .core.state import alone, settle, undone_on_failure
 from .core.verify import Agreement, Check, runs_of, suspects_of, to_compare, verdict
 from .merge.checked import Merged, merge_layers
@@ -57,7 +58,8 @@ def rules_with(
     layers:Iterable[type]|None=None, # The only types of layer to fold into; all there are rules for by default
     handlers:Handlers|None=None, # Further rules, or in place of those there are
     forward:bool=True, # Also fold into the layers after a norm?
-    layer_scale:bool=False # Also fold what multiplies each channel by a parameter?
+    layer_scale:bool=False, # Also fold what multiplies each channel by a parameter?
+    selection:Selection=Selection() # Norms and layers chosen by name
 ) -> Rules:
     "Put together what is known of norms, layers and operations"
     into = () if isinstance(layers, type) else tuple(layers or ())
@@ -70,7 +72,7 @@ def rules_with(
         elif isinstance(rule, NormRule): norms[check_type(k, rule)] = rule
         elif isinstance(rule, LayerRule): known[check_type(k, rule)] = rule
         else: raise FoldError(f"'handlers' has {rule!r} for {k!r}: give a NormRule, a LayerRule or an OpRule")
-    return Rules(norms, known, ops, into, forward)
+    return Rules(norms, known, ops, into, forward, selection)
 
 # %% ../nbs/01_folder.ipynb #ae50bd14
 def feasible(plan:Plan) -> tuple[Plan,list[Change]]: # The plan that is left, and its changes
@@ -229,9 +231,11 @@ class BN_Folder:
         layer_scale:bool=False, # Also fold parameters that channels are multiplied by? May rewrite forwards, too
         merge:bool=False, # Also make one layer of parallel ones that are added up? Rewrites forwards, for evaluation
         verify:bool=True, # Compare the folded model with the original on the example batch?
-        tol:float|None=None # Largest relative difference that verification allows; by default, what rounding explains
+        tol:float|None=None, # Largest relative difference that verification allows; by default, what rounding explains
+        only:str|Iterable[str]|None=None, # The only norms to fold, by name: a pattern ('backbone.*'), or several
+        skip:str|Iterable[str]=() # Norms and layers to leave as they are, by name, in the same way
     ):
-        self.rules = rules_with(layers, handlers, forward, layer_scale)
+        self.rules = rules_with(layers, handlers, forward, layer_scale, selection_of(only, skip))
         self.merge,self.verify,self.tol = merge,verify,tol
         self.report:FoldReport|None = None # What the last `fold` or `plan` found
         self.model:nn.Module|None = None # The model last folded in place
@@ -252,8 +256,7 @@ class BN_Folder:
     ) -> nn.Module: # The folded model
         "Fold every norm of `model` that has an exact home"
         if inplace: self._claim(model)
-        check_model(model)
-        plan = plan_for(model, xb, kw, self.rules, [*further(others), *self.data]) # records passes
+        plan = self._planned(model, xb, kw, [*further(others), *self.data]) # records passes
         folded = fold_agreeing(plan, inplace, self.verify, self.tol, self.unseen) # applies the changes, and verifies
         merged = self._merged(folded, xb, kw, self.verify)
         if inplace: self._keep(model, folded.changes + merged.changes)
@@ -270,8 +273,7 @@ class BN_Folder:
         others:Iterable[Inputs]=() # Further examples
     ) -> FoldReport:
         "Report what `fold` would do, without doing it"
-        check_model(model)
-        plan,changes = feasible(plan_for(model, xb, kw, self.rules, further(others)))
+        plan,changes = feasible(self._planned(model, xb, kw, further(others)))
         folded = Folded(plan, changes, model)
         merged = self._merged(folded, xb, kw, verify=False)
         with folded.in_effect(), applied(model, merged.changes): self.report = report_of(folded, merged)
@@ -312,6 +314,13 @@ class BN_Folder:
             f"this BN_Folder holds what it took from another {type(self.model).__name__}: "
             "`unfold` that first, or use a new BN_Folder")
         self.model = model
+
+    def _planned(self, model:nn.Module, xb:tuple, kw:dict[str,Any]|None, others:list[Pass]) -> Plan:
+        "Plan where each norm can go that may go"
+        check_model(model)
+        plan = plan_for(model, xb, kw, self.rules, others)
+        plan.inspector.check_selection(plan.norms)
+        return plan
 
     def _merged(self, folded:Folded, xb:tuple, kw:dict[str,Any]|None, verify:bool) -> Merged:
         "Find out what can be merged, if anything is to be"
