@@ -181,6 +181,7 @@ def fold(
     device:str='cpu', # Where to fold, and where what is written belongs: cpu, cuda, cuda:1 or mps
     only:Patterns=None, # The only norms to fold, by name, such as 'backbone.*'; may be given several times
     skip:Patterns=None, # Norms and layers to leave as they are, by name, in the same way
+    unshare:bool=False, # Copy a layer that is used several times, once for each norm beside it
 )->None:
     "Fold an exported learner or a saved model into a new file"
     with libraries_silenced():
@@ -190,7 +191,7 @@ def fold(
             where = find_device(device)
             print(f'loading {file} runs the code that is in it', file=sys.stderr, flush=True)
             what = load_whole(f, where)
-        report = fold_whole(what, only=only, skip=skip or ())
+        report = fold_whole(what, only=only, skip=skip or (), unshare=unshare)
         print(report)
         if report.folded: print(f'\nIn {save_whole(what, path, like=Path(file))}')
         else: print(f'\nNothing to fold, so {path} is not written')

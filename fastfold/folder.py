@@ -10,7 +10,7 @@ __all__ = ['Handlers', 'log', 'same_operation', 'check_type', 'rules_with', 'fea
 # %% ../nbs/01_folder.ipynb #fb4cbc04
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Callable, Iterable
 import logging, warnings
 import torch
@@ -30,11 +30,12 @@ from .core.rules import LAYERS, LayerRule, NORMS, NormRule
 from .core.scales import SCALES
 from .core.selection import Selection, selection_of
 from .core.state import alone, settle, undone_on_failure
+from .core.unsharing import link, names_in, unshare
 from .core.verify import Agreement, Check, runs_of, suspects_of, to_compare, verdict
 from .merge.checked import Merged, merge_layers
 from .merge.cuts import with_cuts
 from .merge.rewrite import Merge, Refusal
-from .report.rows import FoldReport, FoldRow, MergeRow
+from .report.rows import FoldReport, FoldRow, MergeRow, with_copies
 
 # %% ../nbs/01_folder.ipynb #6d9b0064
 def same_operation(f:Any) -> list[Callable]:
@@ -233,10 +234,11 @@ class BN_Folder:
         verify:bool=True, # Compare the folded model with the original on the example batch?
         tol:float|None=None, # Largest relative difference that verification allows; by default, what rounding explains
         only:str|Iterable[str]|None=None, # The only norms to fold, by name: a pattern ('backbone.*'), or several
-        skip:str|Iterable[str]=() # Norms and layers to leave as they are, by name, in the same way
+        skip:str|Iterable[str]=(), # Norms and layers to leave as they are, by name, in the same way
+        unshare:bool=False # Also copy a layer that is used several times, once for each norm beside it?
     ):
         self.rules = rules_with(layers, handlers, forward, layer_scale, selection_of(only, skip))
-        self.merge,self.verify,self.tol = merge,verify,tol
+        self.merge,self.verify,self.tol,self.unshare = merge,verify,tol,unshare
         self.report:FoldReport|None = None # What the last `fold` or `plan` found
         self.model:nn.Module|None = None # The model last folded in place
         self.changes:list[Change] = [] # What was done to it
@@ -255,13 +257,16 @@ class BN_Folder:
         inplace:bool=False # Change `model` itself? `unfold` takes that back
     ) -> nn.Module: # The folded model
         "Fold every norm of `model` that has an exact home"
+        def work(plan):
+            folded = fold_agreeing(plan, inplace, self.verify, self.tol, self.unseen) # applies changes, and verifies
+            return folded.plan,(folded, self._merged(folded, xb, kw, self.verify))
         if inplace: self._claim(model)
-        plan = self._planned(model, xb, kw, [*further(others), *self.data]) # records passes
-        folded = fold_agreeing(plan, inplace, self.verify, self.tol, self.unseen) # applies the changes, and verifies
-        merged = self._merged(folded, xb, kw, self.verify)
-        if inplace: self._keep(model, folded.changes + merged.changes)
+        make = partial(self._planned, model, xb, kw, [*further(others), *self.data]) # records passes
+        splits,(folded,merged) = unshare(model, make, work, self.unshare)
+        n_before = parameter_count(model)
+        if inplace: self._keep(model, link(splits, folded.changes) + merged.changes)
         else: apply(folded.model, merged.changes)
-        self.report = report_of(folded, merged)
+        self.report = with_copies(report_of(folded, merged), *names_in(splits), n_before)
         for r in self.report.folded: log.info("%s (%s) -> %s", r.name, r.kind, ', '.join(r.into))
         return folded.model
 
@@ -273,10 +278,13 @@ class BN_Folder:
         others:Iterable[Inputs]=() # Further examples
     ) -> FoldReport:
         "Report what `fold` would do, without doing it"
-        plan,changes = feasible(self._planned(model, xb, kw, further(others)))
-        folded = Folded(plan, changes, model)
-        merged = self._merged(folded, xb, kw, verify=False)
-        with folded.in_effect(), applied(model, merged.changes): self.report = report_of(folded, merged)
+        def work(plan):
+            folded = Folded(*feasible(plan), model)
+            merged = self._merged(folded, xb, kw, verify=False)
+            with folded.in_effect(), applied(model, merged.changes): return folded.plan,report_of(folded, merged)
+        make = partial(self._planned, model, xb, kw, further(others))
+        splits,report = unshare(model, make, work, self.unshare)
+        self.report = with_copies(report, *names_in(splits), parameter_count(model))
         return self.report
 
     def unfold(self) -> nn.Module|None: # The model last folded in place, as it was; None if there is none

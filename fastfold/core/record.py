@@ -115,6 +115,7 @@ class Record:
     elsewhere:dict[nn.Module,list[Any]]=field(default_factory=dict) # Modules that others than their parents hold, too
     hooked:set[nn.Module]=field(default_factory=set) # Modules that had a hook when they were called
     factors:dict[nn.Module,nn.Module]=field(default_factory=dict) # Stand-ins for parameters -> whose forward multiplies
+    asked:set[Value]=field(default_factory=set) # Those of which a shape, a dtype or the like was asked
     n_runs:int=0 # Passes so far, also those that can't be repeated
     questions:Questions=field(default_factory=Questions) # What was asked of the input
     tells:set[tuple[str,str]]=field(default_factory=set) # Module -> one that it told, or can tell, more than tensors

@@ -130,6 +130,7 @@ class FunctionRecorder:
         op.outputs = [v for v in made if v.producer is op]
         only_asks = not out and op.rule.asks and not any(v in self.known for v in op.inputs)
         hands_on = out and not op.outputs and not op.is_layer # what it was given, as dropout does in evaluation
+        if only_asks: self.record.asked.update(op.inputs)
         if not only_asks and not hands_on: self.record.add(op)
         self.questions.time += 1
 
