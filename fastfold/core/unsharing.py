@@ -6,7 +6,7 @@
 __all__ = ['T', 'Split', 'reasons_of', 'norms_blocked', 'can_be_copied', 'per_place', 'next_norm', 'norms_behind', 'per_norm',
            'changes_of', 'new_splits', 'is_same', 'find_splits', 'unshare', 'names_in', 'link']
 
-# %% ../../nbs/core/30_unsharing.ipynb #f0309a33
+# %% ../../nbs/core/30_unsharing.ipynb #f48a0256
 from collections import OrderedDict
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from .refusals import Both, CannotFold, Reason
 from .verify import disagreement
 from .walk import Edit
 
-# %% ../../nbs/core/30_unsharing.ipynb #f20fb384
+# %% ../../nbs/core/30_unsharing.ipynb #b18be13e
 @dataclass(eq=False)
 class Split:
     "Describe how a layer gives way to copies, one or several"
@@ -33,27 +33,28 @@ class Split:
         absorbing = {e.layer for e in plan.edits}
         return absorbing.issuperset(self.copies.values())
 
-# %% ../../nbs/core/30_unsharing.ipynb #b260213b
+# %% ../../nbs/core/30_unsharing.ipynb #0ba28b29
 def reasons_of(why:Reason) -> list[Reason]:
     "List what blocks the way back, and the way ahead"
     return why.ways if isinstance(why, Both) else [why]
 
-# %% ../../nbs/core/30_unsharing.ipynb #9fdc037e
+# %% ../../nbs/core/30_unsharing.ipynb #bc6243b1
 def norms_blocked(plan:Plan) -> dict[nn.Module,set[nn.Module]]: # layer -> the norms
     "Find the layers that norms could go into, if these layers had no other uses"
-    modules,res = {n:m for m,n in plan.names.items()},dict[nn.Module,set[nn.Module]]()
+    layers,res = {plan.names[m]:m for m in plan.record.calls},dict[nn.Module,set[nn.Module]]()
     for norm,why in plan.reasons.items():
-        for o in reasons_of(why):
-            if o.key in ('partial','differs'): res.setdefault(modules[o.fields['name']], set()).add(norm)
+        names = [o.fields['name'] for o in reasons_of(why) if o.key in ('partial','differs')]
+        for n in names:
+            if n in layers: res.setdefault(layers[n], set()).add(norm)
     return res
 
-# %% ../../nbs/core/30_unsharing.ipynb #fa621e3c
+# %% ../../nbs/core/30_unsharing.ipynb #fa3fce7d
 def can_be_copied(plan:Plan, layer:nn.Module) -> bool:
     "Tell whether nothing else has the parameters of `layer`"
     owners = slots(plan.model, '_parameters')
     return all(len(owners[id(p)])==1 for p in layer.parameters())
 
-# %% ../../nbs/core/30_unsharing.ipynb #86fc359e
+# %% ../../nbs/core/30_unsharing.ipynb #42eb0d38
 def per_place(plan:Plan, layer:nn.Module) -> list[Split]:
     "Give each place of `layer` a copy; none if it has only one"
     at = slots(plan.model, '_modules').get(id(layer), [])
@@ -62,7 +63,7 @@ def per_place(plan:Plan, layer:nn.Module) -> list[Split]:
         return Split([Change(owner, '_modules', key, layer, copy)], {f'{owner}.{key}'.lstrip('.'): copy})
     return [split(*place) for place in at] if len(at)>1 else []
 
-# %% ../../nbs/core/30_unsharing.ipynb #5f01fe0e
+# %% ../../nbs/core/30_unsharing.ipynb #9f247ec6
 def next_norm(plan:Plan, call:Op) -> nn.Module|None: # call: of a layer
     "Return the norm that alone gets what `call` returns, if nobody would see another value there"
     record = plan.record
@@ -74,7 +75,7 @@ def next_norm(plan:Plan, call:Op) -> nn.Module|None: # call: of a layer
     is_norm = user.func in plan.norms and user.func not in record.factors
     return user.func if is_norm else None
 
-# %% ../../nbs/core/30_unsharing.ipynb #e68d120d
+# %% ../../nbs/core/30_unsharing.ipynb #221f9593
 def norms_behind(plan:Plan, layer:nn.Module) -> list[nn.Module]|None: # None if there is anything else
     "List the norms that get all that `layer` makes, and nothing else, if all of them wait for it"
     record = plan.record
@@ -85,13 +86,14 @@ def norms_behind(plan:Plan, layer:nn.Module) -> list[nn.Module]|None: # None if 
     is_free = record.elsewhere.keys().isdisjoint([layer, *norms])
     return norms if is_all and is_free else None
 
-# %% ../../nbs/core/30_unsharing.ipynb #c95b1b25
+# %% ../../nbs/core/30_unsharing.ipynb #56e71713
 def per_norm(plan:Plan, layer:nn.Module) -> list[Split]:
     "Put a copy of `layer` before each norm behind it, and nothing in its own place; none if that can't be"
     norms,call = norms_behind(plan, layer),plan.record.calls[layer][0]
     chosen,at = branches(plan.inspector),slots(plan.model, '_modules')
     places = at.get(id(layer), [])
-    if not norms or len(places)!=1: return []
+    is_whole = plan.record.main is not None # else what calls the layer may never have run
+    if not (norms and is_whole) or len(places)!=1: return []
     try:
         for m in norms: check_branch(plan.inspector, chosen, m, [Edit(call, 'after', plan.inspector.norm_map(m))])
     except CannotFold: return []
@@ -105,26 +107,26 @@ def per_norm(plan:Plan, layer:nn.Module) -> list[Split]:
         copies[f'{plan.names[m]}.layer'] = copy
     return [Split(changes, copies, {f'{plan.names[m]}.norm':plan.names[m] for m in norms})]
 
-# %% ../../nbs/core/30_unsharing.ipynb #62d93712
+# %% ../../nbs/core/30_unsharing.ipynb #63958ca0
 def changes_of(splits:Iterable[Split]) -> list[Change]:
     "List what has to change in a model for `splits`"
     return [c for s in splits for c in s.changes]
 
-# %% ../../nbs/core/30_unsharing.ipynb #0774d79d
+# %% ../../nbs/core/30_unsharing.ipynb #90cc8098
 def new_splits(plan:Plan, known:list[Split]) -> list[Split]: # known: already in effect
     "Find layers that keep norms where they are, and can be copied"
     copied = {m for s in known for m in s.copies.values()}
     layers = [m for m in norms_blocked(plan) if m not in copied and can_be_copied(plan, m)]
     return [s for m in layers for s in per_place(plan, m) or per_norm(plan, m)]
 
-# %% ../../nbs/core/30_unsharing.ipynb #2f5fd6a7
+# %% ../../nbs/core/30_unsharing.ipynb #9fb0ba1a
 def is_same(plan:Plan, other:Plan) -> bool:
     "Tell whether the model that `other` was made of returned what that of `plan` did"
     a,b = plan.record.main,other.record.main
     if a is None or b is None: return a is b
     return disagreement(a.result, b.result)<1e-5 # the same calculations; a device may do them in another order
 
-# %% ../../nbs/core/30_unsharing.ipynb #7999f49f
+# %% ../../nbs/core/30_unsharing.ipynb #c175094a
 def find_splits(
     model:nn.Module, # Left as it is
     make:Callable[[],Plan] # Plans with `model` as it is at the moment
@@ -141,7 +143,7 @@ def find_splits(
     if not is_same(first, plan): return []
     return [s for s in splits if s.is_needed(plan)]
 
-# %% ../../nbs/core/30_unsharing.ipynb #8cf2e6db
+# %% ../../nbs/core/30_unsharing.ipynb #2e19a521
 T = TypeVar('T')
 
 def unshare(
@@ -159,12 +161,12 @@ def unshare(
         splits = needed
     return [],work(make())[1]
 
-# %% ../../nbs/core/30_unsharing.ipynb #a64913f6
+# %% ../../nbs/core/30_unsharing.ipynb #a0baf229
 def names_in(splits:list[Split]) -> tuple[list[str],dict[str,str]]: # Names of copies, and of norms -> as they were
     "List what is called otherwise in a model with copies"
     return [n for s in splits for n in s.copies], {k:n for s in splits for k,n in s.names.items()}
 
-# %% ../../nbs/core/30_unsharing.ipynb #bd7bfca9
+# %% ../../nbs/core/30_unsharing.ipynb #a04ac102
 def link(
     splits:list[Split],
     changes:list[Change] # What else changes in the model
