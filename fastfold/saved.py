@@ -50,10 +50,11 @@ def load_whole(
 # %% ../nbs/03_saved.ipynb #526ecd0e
 def fold_whole(
     what:Learner|nn.Module, # Changed in place
+    **options # Those of `BN_Folder`
 )->FoldReport: # What was folded, what was kept, and why
     "Fold a learner or a model, on a batch that is inferred"
-    if isinstance(what, Learner): return what.fold()
-    folder = BN_Folder()
+    if isinstance(what, Learner): return what.fold(**options)
+    folder = BN_Folder(**options)
     folder.fold(what, inplace=True)
     assert folder.report
     return folder.report

@@ -11,7 +11,7 @@ from torch import nn, Tensor
 from torch.utils._pytree import tree_leaves
 import torch
 from .affine import exact
-from .crossing import rerun
+from .moves import rerun
 from .record import Op, Record, Value
 from .refusals import CannotFold
 

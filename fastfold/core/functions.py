@@ -6,20 +6,18 @@
 __all__ = ['Reader', 'READERS', 'NAMED_READERS', 'Seen', 'seen_parameter', 'LayerCall', 'named', 'layer_call', 'like_conv',
            'like_linear', 'conv_reader', 'linear_reader', 'product_reader', 'sum_reader', 'embedding_reader',
            'convolution_reader', 'sampled_reader', 'readers', 'reader_of', 'adds_only', 'with_bias', 'layer_like',
-           'forget_views', 'show_layer', 'show_layers', 'free_slots', 'channels_out', 'biases_in', 'prove_slots',
-           'nodes_without_bias', 'note_graph_slots']
+           'forget_views', 'show_layer', 'show_layers']
 
 # %% ../../nbs/core/31_functions.ipynb #821631a8
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 import torch
 import torch.nn.functional as F
-from torch import fx, nn, Tensor
+from torch import nn, Tensor
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.utils import _ntuple
-from .crossing import rerun
+from .moves import rerun
 from .ops import callables, MOVES, operators, UNKNOWN
 from .record import Op, Record, Shown, Value
 from .request import varies_along
@@ -293,66 +291,3 @@ def show_layers(model:nn.Module, record:Record) -> list[nn.Module]: # record: of
             record.shown[layer] = Shown([o.param for o in call.seen.values()], seen=call.seen)
         show_layer(record, call, layer)
     return list(found.values())
-
-# %% ../../nbs/core/31_functions.ipynb #590bb8b0
-def free_slots(model:nn.Module, record:Record) -> dict[nn.Module,tuple[str,str]]: # layer -> a module's name, and 'bias'
-    "Find where layers without a bias may have a place for one"
-    names = {v:k for k,v in reversed(record.params.items())}
-    res = dict[nn.Module,tuple[str,str]]()
-    for layer,shown in record.shown.items():
-        owner = names[shown.seen['weight'].param].rpartition('.')[0] if shown.seen else None
-        if owner is None or 'bias' in shown.seen: continue
-        has_place = model.get_submodule(owner)._parameters.get('bias', 0) is None
-        if has_place: res[layer] = owner,'bias'
-    return res
-
-# %% ../../nbs/core/31_functions.ipynb #bae49719
-def channels_out(layer:Any) -> int:
-    "Return how many channels `layer` makes"
-    return getattr(layer, 'out_channels', None) or getattr(layer, 'out_features', None) or layer.embedding_dim
-
-# %% ../../nbs/core/31_functions.ipynb #4f93b74f
-@contextmanager
-def biases_in(model:nn.Module, slots:dict[nn.Module,tuple[str,str]]) -> Iterator[None]: # slots: as `free_slots` found
-    "Let there be biases of zero for a moment"
-    places = [(layer, model.get_submodule(owner), k) for layer,(owner,k) in slots.items()]
-    try:
-        for layer,m,k in places: m._parameters[k] = nn.Parameter(layer.weight.new_zeros(channels_out(layer)))
-        yield
-    finally:
-        for _,m,k in places: m._parameters[k] = None
-
-# %% ../../nbs/core/31_functions.ipynb #25fe1431
-def prove_slots(model:nn.Module, record:Record, follow:Callable[[],Record]) -> None: # follow: records a pass of `model`
-    "Note in `record` which layers without a bias use one that is registered where they have none"
-    slots = free_slots(model, record)
-    if not slots: return
-    names = {v:k for k,v in reversed(record.params.items())}
-    with biases_in(model, slots):
-        try: again = follow()
-        except Exception: return
-        show_layers(model, again)
-    for layer,(owner,k) in slots.items():
-        weight,bias = again.params[names[record.shown[layer].params[0]]],again.params.get(f'{owner}.{k}'.lstrip('.'))
-        users = [o for o in weight.users if not o.rule.asks]
-        is_used = bool(users) and all(weight in o.params and bias in o.params for o in users)
-        if is_used: record.shown[layer].slot = owner,k
-
-# %% ../../nbs/core/31_functions.ipynb #e63ab351
-def nodes_without_bias(graph:fx.Graph, weight:str) -> list[fx.Node]: # weight: the name of a parameter
-    "List the calls of layers in `graph` that use `weight`, if all could be given a bias, too"
-    users = [u for n in graph.nodes if n.op=='get_attr' and n.target==weight for u in n.users]
-    def has_room(u): return u.op=='call_function' and len(u.args)>1 and (len(u.args)<3 or u.args[2] is None)
-    def is_layer(u): return getattr(u.target, '__name__', '').partition('.')[0] in ('conv1d', 'conv2d', 'conv3d', 'linear')
-    return users if all(is_layer(u) and has_room(u) and 'bias' not in u.kwargs for u in users) else []
-
-# %% ../../nbs/core/31_functions.ipynb #ed13e55a
-def note_graph_slots(model:fx.GraphModule, record:Record) -> None: # record: of `model`; changed
-    "Note that layers which the graph of `model` calls without a bias can get one"
-    names = {v:k for k,v in reversed(record.params.items())}
-    for layer,shown in record.shown.items():
-        if 'weight' not in shown.seen or 'bias' in shown.seen: continue
-        name = names[shown.seen['weight'].param]
-        owner,_,key = name.rpartition('.')
-        is_free = key=='weight' and not hasattr(model.get_submodule(owner), 'bias')
-        if is_free and nodes_without_bias(model.graph, name): shown.slot = owner,'bias'

@@ -20,6 +20,7 @@ from .record import Op, Record, Value
 from .recorder import is_hooked, own_tensors
 from .refusals import CannotFold
 from .maps import FactorNorm, MAPS, MapNorm
+from .selection import Selection
 
 # %% ../../nbs/core/21_inspect.ipynb #00fe68ff
 def norms_of(model:nn.Module, rules:dict[type|str,NormRule]=NORMS) -> list[nn.Module]:
@@ -42,6 +43,7 @@ class Rules:
     own_ops:dict[Callable,OpRule]=field(default_factory=dict) # By function, beside those of the table
     into:tuple[type,...]=() # If any, the only types of layer to fold into
     forward:bool=True # Also fold into the layers after a norm?
+    selection:Selection=Selection() # Norms and layers chosen by name
 
     @property
     def ops(self) -> dict[Callable,OpRule]:
@@ -127,6 +129,19 @@ class Inspector:
     @property
     def names(self) -> dict[nn.Module,str]: return self.record.names
 
+    @cached_property
+    def all_names(self) -> dict[nn.Module,list[str]]:
+        "List the names of each module and factor; a module that is shared has several"
+        res = {m:list[str]() for m in self.names}
+        for n,m in self.model.named_modules(remove_duplicate=False): res.setdefault(m, []).append(n)
+        return {m:ns or [self.names[m]] for m,ns in res.items()}
+
+    def check_selection(self, norms:list[nn.Module]) -> None: # norms: all that there are
+        "Refuse if something is chosen by a name that nothing has"
+        names = [n for ns in self.all_names.values() for n in ns]
+        of_norms = [n for m in norms for n in self.all_names[m]]
+        self.rules.selection.check_names(of_norms, [*names, *self.record.params])
+
     def rule(self, m:nn.Module, rules:dict[type|str,Any]) -> Any:
         "Return the rule for `m`, if it can be relied on to do what its class does with its own weights"
         name,kind = self.names[m],kind_of(m)
@@ -146,6 +161,7 @@ class Inspector:
         "Return the rule for the layer called by `op`, if its weights can change"
         layer,name = op.func,op.name
         kind = type(layer).__name__
+        self.rules.selection.check_layer(self.all_names.get(layer, [name]))
         if self.rules.into and not isinstance(layer, self.rules.into): raise CannotFold('type', name=name, kind=kind)
         if is_computed(layer): raise CannotFold('computed', name=name, kind=kind)
         if any(p.is_complex() for p in layer.parameters(recurse=False)): raise CannotFold('complex', name=name)
@@ -154,6 +170,7 @@ class Inspector:
     def norm_map(self, norm:nn.Module) -> Affine:
         "Return what `norm` does in evaluation, if it can be taken away"
         name,kind = self.names[norm],kind_of(norm)
+        self.rules.selection.check_norm(self.all_names.get(norm, [name]))
         never_tracks = isinstance(norm, _InstanceNorm) and not norm.track_running_stats
         if getattr(norm, 'running_mean', 0) is None or never_tracks: raise CannotFold('batch_stats')
         rule = self.rule(norm, self.rules.norms)

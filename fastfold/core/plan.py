@@ -21,7 +21,8 @@ from .record import Op, Pass, Record
 from .recorder import is_torch_own
 from .refusals import CannotFold, FoldError, neither, Reason, reason, Refused
 from .constants import note_constants
-from .functions import note_graph_slots, prove_slots, show_layers
+from .functions import show_layers
+from .slots import note_graph_slots, prove_slots
 from .maps import show_maps
 from .walk import check_order, check_views, Edit, Walker
 from .ways import walk_ahead, walk_back

@@ -137,6 +137,7 @@ class Record:
     factors:dict[nn.Module,nn.Module]=field(default_factory=dict) # Stand-ins for operations -> whose forward does them
     shown:dict[nn.Module,'Shown']=field(default_factory=dict) # Stand-ins, with what they stand for
     spans:list['Span']=field(default_factory=list) # The calls of modules that were not taken as a whole
+    asked:set[Value]=field(default_factory=set) # Those of which a shape, a dtype or the like was asked
     n_runs:int=0 # Passes so far, also those that can't be repeated
     questions:Questions=field(default_factory=Questions) # What was asked of the input
     tells:set[tuple[str,str]]=field(default_factory=set) # Module -> one that it told, or can tell, more than tensors

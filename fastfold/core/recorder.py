@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['activations', 'func_name', 'FunctionRecorder', 'Functions', 'Dispatched', 'is_hooked', 'is_torch_own', 'own_tensors',
-           'is_plain', 'modules_in', 'in_order', 'ModuleRecorder', 'recorder', 'modules_watched']
+           'is_plain', 'modules_in', 'ModuleRecorder', 'recorder', 'modules_watched']
 
 # %% ../../nbs/core/13_recorder.ipynb #4388ec74
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ from .numbers import FromInput, plain_in, STOOD_FOR
 from .answers import Questions
 from .record import new_record, Op, Span, storage_of, Value, Values
 from .holders import tensors_in
-from .source import (arguments, arguments_of, catches, left_out, looked_into, parameters_of, parts_told,
+from .source import (arguments, arguments_of, catches, in_order, left_out, looked_into, parameters_of, parts_told,
     takes_any_number, takes_more, tested, types_tested)
 from .writes import written
 
@@ -131,6 +131,7 @@ class FunctionRecorder:
         op.outputs = [v for v in made if v.producer is op]
         only_asks = not out and op.rule.asks and not any(v in self.known for v in op.inputs)
         hands_on = out and not op.outputs and not op.is_layer # what it was given, as dropout does in evaluation
+        if only_asks: self.record.asked.update(op.inputs)
         if not only_asks and not hands_on: self.record.add(op)
         self.questions.time += 1
 
@@ -201,13 +202,6 @@ def modules_in(o:Any) -> list[nn.Module]: # o: an attribute of a module
     found = [m for m in tree_leaves(o) if isinstance(m, nn.Module)]
     lists = [m for m in found if isinstance(m, (nn.ModuleList,nn.ModuleDict))]
     return [m for m in found if m not in lists] + [c for m in lists for c in m.children()]
-
-# %% ../../nbs/core/13_recorder.ipynb #3e85abce
-def in_order(m:nn.Module, kwargs:dict[str,Any]) -> dict[str,Any]:
-    "Return the keyword inputs of `m` in the order in which its forward names them"
-    if len(kwargs)<2: return kwargs
-    names = [p.name for p in parameters_of(m.forward) or ()]
-    return {k:kwargs[k] for k in sorted(kwargs, key=lambda k: names.index(k) if k in names else len(names))}
 
 # %% ../../nbs/core/13_recorder.ipynb #e9ea225e
 class ModuleRecorder(FunctionRecorder):

@@ -7,7 +7,7 @@ __all__ = ['own_methods', 'names_in', 'names_read', 'nodes_of', 'source_of', 'me
            'source_run', 'is_whole_call', 'uses_of', 'is_called', 'compared_in', 'names_tested', 'tested',
            'types_tested', 'names_of_self', 'is_part', 'part_calls', 'looked_into', 'parts_told', 'kinds_named',
            'kinds_asked_for', 'catches', 'is_used_once', 'parameters_of', 'arguments_of', 'takes_any_number',
-           'most_arguments', 'takes_more', 'arguments', 'left_out']
+           'most_arguments', 'takes_more', 'arguments', 'left_out', 'in_order']
 
 # %% ../../nbs/core/11_source.ipynb #23055377
 from collections import defaultdict
@@ -274,3 +274,10 @@ def left_out(forward:Callable, args:tuple, kwargs:dict) -> dict[str,Any]: # By n
     left = [p for p in (parameters_of(forward) or [])[len(args):] if p.name not in kwargs]
     by_name = [p for p in left if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
     return {p.name:p.default for p in by_name if p.default is not Parameter.empty}
+
+# %% ../../nbs/core/11_source.ipynb #3e85abce
+def in_order(m:Any, kwargs:dict[str,Any]) -> dict[str,Any]:
+    "Return the keyword inputs of `m` in the order in which its forward names them"
+    if len(kwargs)<2: return kwargs
+    names = [p.name for p in parameters_of(m.forward) or ()]
+    return {k:kwargs[k] for k in sorted(kwargs, key=lambda k: names.index(k) if k in names else len(names))}

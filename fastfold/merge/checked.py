@@ -13,7 +13,7 @@ from ..core.changes import applied, Change
 from ..core.inspect import Rules
 from ..core.answers import Questions
 from ..core.record import Pass
-from ..core.verify import Check, first_bad, Suspect
+from ..core.verify import Check, compared, first_bad, Suspect
 from .obstacles import CannotMerge
 from .regions import finder_of
 from .rewrite import block_changes, find_merges, Merge, Refusal
@@ -38,7 +38,7 @@ def without_wrong(
     def results(ms):
         with applied(model, block_changes(model, ms)) as m: return check.results(m)
     while merges:
-        got = results(merges)
+        check,got = compared(check, lambda: applied(model, block_changes(model, merges)))
         err = check.error(got)
         if check.accepts(got): return merges,refused,err
         at = first_bad(len(merges), lambda n: check.accepts(results(merges[:n])))

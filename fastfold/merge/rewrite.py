@@ -14,7 +14,7 @@ from operator import attrgetter
 from typing import Any, Callable, Iterable, Iterator, NamedTuple
 from torch import fx, nn
 from ..core.changes import BlockChange, Change, slots
-from ..core.functions import nodes_without_bias
+from ..core.slots import nodes_without_bias
 from ..core.record import Op, Value
 from ..core.refusals import Reason, Refused
 from ..core.state import evaluating

@@ -39,7 +39,8 @@ def fold_norm(
 ) -> BN_Folder: # What has done it
     "Fold a norm that stands before the inputs `xb[at]` of `model`, in place"
     folder = BN_Folder(verify=options.verify, tol=options.tol)
-    folder.rules = replace(options.rules, norms={InputNorm: NormRule(input_map, norm.axis)})
+    folder.rules = replace(options.rules, norms={InputNorm: NormRule(input_map, norm.axis)},
+        selection=options.rules.selection.behind('model'))
     raw = [norm.inverse(x) if i in at else x for i,x in enumerate(xb)]
     folder.fold(Normalized(norm, model, at), *raw, kw=kw, inplace=True)
     return folder
