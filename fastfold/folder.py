@@ -19,7 +19,7 @@ from .core.changes import apply, applied, Change, check_places, look_at, make_ch
 from .core.check import check_model
 from .core.copies import changed, check_copy, copy_with, elsewhere
 from .core.example import inferred
-from .core.inspect import kind_of, Rules
+from .core.inspect import kind_of
 from .core.load import load_folded
 from .core.passes import further, Inputs
 from .core.plan import Plan, plan_for, questions_of, shapes_of

@@ -49,7 +49,8 @@ class Change:
         "Let `what` be there; a buffer that was set aside hasn't moved with the model"
         self.slot(model)[self.key] = what.to(self.get(model)) if self.kind=='_buffers' else what
         owner = model.get_submodule(self.owner)
-        if self.kind=='_parameters' and isinstance(owner, nn.RNNBase): setattr(owner, self.key, what) # has a list of them
+        has_list = isinstance(owner, nn.RNNBase) # of its parameters
+        if self.kind=='_parameters' and has_list: setattr(owner, self.key, what)
 
     def now(self, model:nn.Module) -> Any: # `_nothing` if there is no such place any more
         "Return what is there, if the place still exists"

@@ -204,7 +204,8 @@ def readers() -> dict[Any,Reader]: # By function
     by_function = {f:r for name,r in named.items() for f in callables(name)}
     weight_first = dict.fromkeys([torch.embedding, *operators('embedding')], embedding_reader('weight input'))
     convolutions = dict.fromkeys(operators('convolution'), convolution_reader)
-    return by_function | weight_first | convolutions | {F.embedding: embedding_reader('input weight padding_idx max_norm')}
+    input_first = embedding_reader('input weight padding_idx max_norm')
+    return by_function | weight_first | convolutions | {F.embedding: input_first}
 
 # %% ../../nbs/core/31_functions.ipynb #e7992f81
 READERS = readers()
@@ -218,7 +219,8 @@ def reader_of(op:Op) -> Reader|None:
 # %% ../../nbs/core/31_functions.ipynb #c15a81bb
 def adds_only(op:Op, out:Value) -> Value|None: # None if it does anything else
     "Return what `op` adds to `out`"
-    is_sum = op.name in ('add', '__add__', '__radd__') and len(op.args)==2 and not (op.kwargs or op.writes or op.numbers)
+    does_more = op.kwargs or op.writes or op.numbers
+    is_sum = op.name in ('add', '__add__', '__radd__') and len(op.args)==2 and not does_more
     others = [v for v in op.args if isinstance(v, Value) and v is not out]
     return others[0] if is_sum and len(others)==1 and op.inputs.count(out)==1 else None
 

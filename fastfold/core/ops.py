@@ -234,7 +234,8 @@ _attends = (
 # %% ../../nbs/core/08_ops.ipynb #13c4484b
 # answers that say nothing of the values
 _metadata = """
-    shape size sym_size dim ndim ndimension numel nelement stride storage_offset dtype device layout element_size itemsize nbytes
+    shape size sym_size dim ndim ndimension numel nelement stride storage_offset dtype device layout element_size
+    itemsize nbytes
     get_device is_contiguous is_floating_point is_complex is_signed is_cuda is_cpu is_mps is_meta is_sparse is_quantized
     is_inference is_nested requires_grad is_leaf grad grad_fn names _version __len__ __hash__""".split()
 # answers that are numbers of Python's

@@ -197,7 +197,8 @@ def questions_of(model:nn.Module, call:Pass) -> Questions: # call: that it takes
 # %% ../../nbs/core/23_plan.ipynb #ec9b3432
 def computes(model:nn.Module, rules:Rules) -> bool:
     "Tell whether a forward may compute a norm by itself: one that isn't PyTorch's, and has parameters or buffers"
-    def may_compute(m): return isinstance(m, fx.GraphModule) or bool(m._parameters or m._buffers) and not is_torch_own(type(m))
+    def has_own(m): return bool(m._parameters or m._buffers) and not is_torch_own(type(m))
+    def may_compute(m): return isinstance(m, fx.GraphModule) or has_own(m)
     return rules.with_factors or any(map(may_compute, model.modules()))
 
 # %% ../../nbs/core/23_plan.ipynb #197f7575

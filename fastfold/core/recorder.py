@@ -24,8 +24,8 @@ from .numbers import FromInput, plain_in, STOOD_FOR
 from .answers import Questions
 from .record import new_record, Op, Span, storage_of, Value, Values
 from .holders import tensors_in
-from .source import (arguments, arguments_of, catches, in_order, left_out, looked_into, parameters_of, parts_told,
-    takes_any_number, takes_more, tested, types_tested)
+from .source import (arguments, arguments_of, catches, in_order, left_out, looked_into, parameters_of,
+    parts_told, takes_any_number, takes_more, tested, types_tested)
 from .writes import written
 
 # %% ../../nbs/core/13_recorder.ipynb #69dba843

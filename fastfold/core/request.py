@@ -97,7 +97,7 @@ def per_channel(factor:Tensor, shape:tuple[int,...], axis:int) -> Tensor: # [sha
 
 # %% ../../nbs/core/18_request.ipynb #2c461ef9
 def beside(request:Request, numbers:Tensor) -> Tensor|None: # [C]; NaN for channels that aren't there
-    "Return what stands beside each channel of `request`, if `numbers` broadcast to its value; None if it isn't one number"
+    "Return the number beside each channel of `request`, whose value `numbers` broadcast to; None if there are several"
     n,at = request.unchanged,request.axis_or_channels
     like = request.affine.scale
     numbers = numbers.to(like)

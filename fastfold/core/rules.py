@@ -35,7 +35,8 @@ def conv_obstacle(conv:_ConvNd) -> str: # '' or a reason
     "Return why a shift before `conv` can't go into its bias, if it can't"
     if isinstance(conv, _ConvTransposeNd):
         sees_one = {*conv.kernel_size, *conv.stride}=={1} and not any(conv.output_padding)
-        return '' if sees_one else 'is a transposed convolution, whose output pixels see different numbers of input pixels'
+        if sees_one: return ''
+        return 'is a transposed convolution, whose output pixels see different numbers of input pixels'
     if conv.padding=='valid': return ''
     if conv.padding=='same': pads = any(d*(k-1) for d,k in zip(conv.dilation, conv.kernel_size))
     else: pads = any(conv.padding)
@@ -76,7 +77,8 @@ LAYERS:dict[type|str,LayerRule] = {
     **dict.fromkeys((nn.Linear, 'timm.layers.linear.Linear'), LayerRule()),
     nn.Embedding: LayerRule(map=EmbeddingMap),
     SampledConv2d: LayerRule(conv_axis, sampled_obstacle),
-    **dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN), LayerRule(obstacle=recurrent_obstacle, map=RecurrentMap, sides=('before',))),
+    **dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN),
+        LayerRule(obstacle=recurrent_obstacle, map=RecurrentMap, sides=('before',))),
     nn.MultiheadAttention: LayerRule(obstacle=attention_obstacle, map=AttentionMap, sides=('before',), n_inputs=3),
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), LayerRule(conv_axis, conv_obstacle)),
     **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), LayerRule(conv_axis, conv_obstacle)),

@@ -61,7 +61,8 @@ def nodes_without_bias(graph:fx.Graph, weight:str) -> list[fx.Node]: # weight: t
     "List the calls of layers in `graph` that use `weight`, if all could be given a bias, too"
     users = [u for n in graph.nodes if n.op=='get_attr' and n.target==weight for u in n.users]
     def has_room(u): return u.op=='call_function' and len(u.args)>1 and (len(u.args)<3 or u.args[2] is None)
-    def is_layer(u): return getattr(u.target, '__name__', '').partition('.')[0] in ('conv1d', 'conv2d', 'conv3d', 'linear')
+    layers = 'conv1d', 'conv2d', 'conv3d', 'linear'
+    def is_layer(u): return getattr(u.target, '__name__', '').partition('.')[0] in layers
     return users if all(is_layer(u) and has_room(u) and 'bias' not in u.kwargs for u in users) else []
 
 # %% ../../nbs/core/36_slots.ipynb #ed13e55a

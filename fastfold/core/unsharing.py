@@ -41,7 +41,8 @@ def reasons_of(why:Reason) -> list[Reason]:
 # %% ../../nbs/core/30_unsharing.ipynb #bc6243b1
 def norms_blocked(plan:Plan) -> dict[nn.Module,set[nn.Module]]: # layer -> the norms
     "Find the layers that norms could go into, if these layers had no other uses"
-    layers,res = {plan.names[m]:m for m in plan.record.calls if m not in plan.record.shown},dict[nn.Module,set[nn.Module]]()
+    layers = {plan.names[m]:m for m in plan.record.calls if m not in plan.record.shown}
+    res = dict[nn.Module,set[nn.Module]]()
     for norm,why in plan.reasons.items():
         names = [o.fields['name'] for o in reasons_of(why) if o.key in ('partial','differs')]
         for n in names:

@@ -193,7 +193,8 @@ def lost(block:nn.Module, new:nn.Module, merges:list[Merge]) -> list[str]: # The
     merged = {id(t) for m in merges for o in m.region.ops if o.is_layer for _,t in tensors(o.func)}
     merged |= {id(attrgetter(str(n.target))(block)) for m in merges for n in m.gone if n.op=='get_attr'}
     kept = {id(t) for _,t in tensors(new)} | merged
-    gone = {f'{n}.num_batches_tracked'.lstrip('.') for n,m in block.named_modules() if id(getattr(m, 'running_mean', None)) in merged}
+    norms = [n for n,m in block.named_modules() if id(getattr(m, 'running_mean', None)) in merged]
+    gone = {f'{n}.num_batches_tracked'.lstrip('.') for n in norms}
     return [n for n,t in tensors(block) if id(t) not in kept and n not in gone]
 
 # %% ../../nbs/merge/08_rewrite.ipynb #962c283e
