@@ -153,11 +153,10 @@ def first_takes_shift(request:Request, axes:list[int]) -> Request: # request.cha
 # %% ../../nbs/core/19_crossing.ipynb #f5c5989c
 def totals(op:Op, request:Request) -> list[Request]|None:
     "Cross a sum over axes"
-    found = resized(op, request)
-    if found is None: return None
-    axes = pooled_axes(op)
+    found,axes = resized(op, request),pooled_axes(op)
+    if found is None or axes is None: return None
     if request.value in op.outputs: return [first_takes_shift(found[0], axes)]
-    n = prod(op.inputs[0].shape[d] for d in axes)
+    n = prod([op.inputs[0].shape[d] for d in axes])
     return [found[0]._replace(affine=Affine(request.affine.scale, request.affine.shift*n))]
 
 # %% ../../nbs/core/19_crossing.ipynb #3f6d3af1

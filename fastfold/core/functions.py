@@ -158,11 +158,10 @@ def product_reader(op:Op, record:Record) -> LayerCall|None:
 # %% ../../nbs/core/31_functions.ipynb #a20ba075
 def sum_reader(op:Op, record:Record) -> LayerCall|None:
     "Read `op`, a bias and a product of matrices in one, as a linear layer"
-    given = named(op, 'bias input weight beta alpha')
-    bias,w = given.pop('self', given.get('bias')),given.get('weight', given.get('mat2'))
-    is_plain = given.get('alpha', 1)==given.get('beta', 1)==1 and isinstance(w, Value) and len(w.shape)==2
-    if not is_plain or not isinstance(bias, Value) or bias.shape!=w.shape[1:]: return None
-    return layer_call(op, record, dict(input=given.get('input'), weight=w, bias=bias), like_linear, torch.t)
+    if len(op.args)!=3 or op.kwargs: return None # it may scale them, too
+    bias,x,w = op.args
+    is_plain = isinstance(w, Value) and isinstance(bias, Value) and bias.shape==w.shape[1:]
+    return layer_call(op, record, dict(input=x, weight=w, bias=bias), like_linear, torch.t) if is_plain else None
 
 # %% ../../nbs/core/31_functions.ipynb #8d72c07b
 def embedding_reader(names:str) -> Reader: # names: of its arguments, in order

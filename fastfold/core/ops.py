@@ -8,7 +8,7 @@ __all__ = ['MOVES', 'ADDS', 'MULTIPLIES', 'AVERAGES', 'EXTREMES', 'TOTALS', 'ATT
 
 # %% ../../nbs/core/08_ops.ipynb #b2919917
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any, Callable, Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -58,8 +58,8 @@ UNKNOWN = OpRule() # stands for the rule of an operation that has no row
 def operators(name:str) -> list[Callable]:
     "List the operators that go by `name` and that graphs of exported programs call"
     packet = getattr(torch.ops.aten, name, None)
-    is_one = isinstance(packet, OpOverloadPacket)
-    return [getattr(packet, o) for o in packet.overloads()] if is_one else []
+    if not isinstance(packet, OpOverloadPacket): return []
+    return [getattr(packet, o) for o in packet.overloads()]
 
 # %% ../../nbs/core/08_ops.ipynb #9f081405
 def callables(name:str) -> list[Callable]:
@@ -71,7 +71,7 @@ def callables(name:str) -> list[Callable]:
 # %% ../../nbs/core/08_ops.ipynb #0d94ac71
 def rows(
     does:str, # One of the words above
-    examples:dict[str,Callable], # By the name of the operation
+    examples:Mapping[str,Callable|None], # By the name of the operation
     **facts:Any # More of `OpRule` that holds for all of them
 ) -> dict[Callable,OpRule]:
     "Make a row for each callable of each name"

@@ -35,7 +35,9 @@ def biases_in(model:nn.Module, slots:dict[nn.Module,tuple[str,str]]) -> Iterator
     "Let there be biases of zero for a moment"
     places = [(layer, model.get_submodule(owner), k) for layer,(owner,k) in slots.items()]
     try:
-        for layer,m,k in places: m._parameters[k] = nn.Parameter(layer.weight.new_zeros(channels_out(layer)))
+        for layer,m,k in places:
+            weight = layer.get_parameter('weight')
+            m._parameters[k] = nn.Parameter(weight.new_zeros(channels_out(layer)))
         yield
     finally:
         for _,m,k in places: m._parameters[k] = None

@@ -30,7 +30,9 @@ def place_of(plan:Plan, layer:Any, k:str) -> tuple[str,str,nn.Parameter|None]: #
     "Return the name of the module that has the parameter `k` of `layer`, its name there, and what is there"
     shown = plan.record.shown.get(layer)
     if shown is None: return plan.names[layer],k,layer._parameters[k]
-    if k not in shown.seen: return *shown.slot, None
+    if k not in shown.seen:
+        assert shown.slot
+        return *shown.slot,None
     name = next(n for n,v in plan.record.params.items() if v is shown.seen[k].param)
     owner,_,key = name.rpartition('.')
     return owner,key,plan.model.get_parameter(name)

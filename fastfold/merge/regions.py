@@ -13,7 +13,7 @@ from functools import cached_property, reduce
 from math import prod
 from operator import attrgetter
 from os.path import commonprefix
-from typing import Any, Callable
+from typing import Any, Callable, Mapping
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
@@ -214,7 +214,7 @@ def own_affine(
     factors,constant = coefficients(op)
     own = factors.pop(param)
     scale, = factors.values()
-    return Affine(torch.full_like(numbers, scale), numbers*own + constant)
+    return Affine(torch.full_like(numbers, scale.item()), numbers*own + constant)
 
 # %% ../../nbs/merge/03_regions.ipynb #35536c50
 def own_kernel(
@@ -268,7 +268,7 @@ class RegionKernel:
         k = own_kernel(self.finder, op, self.axis, before.weight.device)
         return k if vs[0] is self.region.source else composed(before, k, op.mention)
 
-    def total(self, factors:dict[Value,float], constant:float=0.) -> Kernel:
+    def total(self, factors:Mapping[Value,float|Tensor], constant:float|Tensor=0.) -> Kernel:
         "Return a sum of values times factors, and of a constant, as a map of the source"
         def term(v, f): return replace(self.known[v], weight=self.known[v].weight*f, bias=self.known[v].bias*f)
         res = reduce(added, [term(v, f) for v,f in factors.items()])

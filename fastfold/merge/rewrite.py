@@ -313,11 +313,12 @@ class GraphRewrite(Rewrite):
     def put(self, model:nn.Module, what:Any) -> None: model.graph = what
     def now(self, model:nn.Module) -> Any: return model.graph
 
-    def build(self) -> fx.Graph:
+    def build(self) -> Any:
         "Make the new graph"
         graph = deepcopy(self.old)
         nodes = {n.name:n for n in graph.nodes}
         for m in self.merges:
+            assert m.give and m.take
             nodes[m.give.name].replace_all_uses_with(nodes[m.take.name])
             for n in m.gone: graph.erase_node(nodes[n.name])
         for owner in self.biases: add_bias(graph, owner)

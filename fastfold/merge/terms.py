@@ -101,7 +101,7 @@ def terms_of(tree:SumTree, source:Value, leaves:list[Value]) -> Terms|None: # No
     if tree.root in ops: return None
     rest = sorted(tree.factors.keys() - set(ops), key=lambda o: o.at)
     entries = {o:v for o in rest for v in finder.values(o) if v in mine}
-    factors = {o:tree.factors[o]*coefficients(o)[0][v] for o,v in entries.items()}
+    factors = {o:tree.factors[o]*coefficients(o)[0][v].item() for o,v in entries.items()}
     return Terms(source, tree.root.outputs[0], sorted(ops, key=lambda o: o.at), entries, factors, leaves)
 
 # %% ../../nbs/merge/04_terms.ipynb #8a1e20f8
