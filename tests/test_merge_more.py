@@ -586,3 +586,14 @@ def test_terms_with_gradient():
     folded = BN_Folder(merge=True).fold(net, images)
     grads = [torch.autograd.grad(m(x).pow(2).sum(), x)[0] for m in (net, folded)]
     assert difference([grads[0]], [grads[1]])<1e-9
+    grads = [torch.autograd.grad(m(x).pow(2).sum(), x)[0] for m in (net, folded)]
+    assert difference([grads[0]], [grads[1]])<1e-9
+
+def test_root_that_is_a_graph():
+    "Nothing is put in place of the model itself, a graph or not"
+    block = Block(lambda m,x: m.a(x) + x.relu() + m.b(x) + m.n(x), a=conv(padding=1), b=conv(k=1), n=nn.BatchNorm2d(4))
+    for net in live(block), torch.fx.symbolic_trace(live(block)):
+        folder = BN_Folder(merge=True, verify=False)
+        want,folded = tensors(net, images),folder.fold(net, images)
+        assert difference(want, tensors(folded, images))<1e-9
+        assert not folder.report.merged and "the model's own forward" in folder.report.sums[0].reason

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['is_pool', 'pool_of', 'module_kind', 'function_kind', 'Finder', 'finder_of', 'Region', 'find_region',
-           'check_used_once', 'check_call', 'find_problem', 'image_axes', 'own_affine', 'own_kernel', 'RegionKernel',
-           'multiplications', 'work']
+           'check_used_once', 'check_call', 'find_problem', 'image_axes', 'numbers_of', 'own_affine', 'own_kernel',
+           'RegionKernel', 'multiplications', 'work']
 
 # %% ../../nbs/merge/03_regions.ipynb #ded1f671
 from dataclasses import dataclass, replace
@@ -195,6 +195,12 @@ def image_axes(region:Region) -> int:
     if len(axes)>1: raise CannotMerge('kinds')
     return axes.pop()
 
+# %% ../../nbs/merge/03_regions.ipynb #9d217acb
+def numbers_of(op:Op) -> tuple[dict[Value,float],float]: # op: a sum
+    "Return what `op` multiplies each of its terms with, and what it adds to them"
+    factors,constant = coefficients(op)
+    return {v:k.item() for v,k in factors.items()},constant.item()
+
 # %% ../../nbs/merge/03_regions.ipynb #b4b9b6d1
 def own_affine(
     finder:Finder,
@@ -211,7 +217,7 @@ def own_affine(
     if any(d!=axis for d in varies_along(tensor, shape)): raise CannotMerge('axis', op=op)
     numbers = exact(per_channel(tensor, shape, axis))
     if finder.kind(op)=='factor': return Affine(numbers, torch.zeros_like(numbers))
-    factors,constant = coefficients(op)
+    factors,constant = numbers_of(op)
     own = factors.pop(param)
     scale, = factors.values()
     return Affine(torch.full_like(numbers, scale.item()), numbers*own + constant)
@@ -262,7 +268,7 @@ class RegionKernel:
     def after(self, op:Op) -> Kernel:
         "Return what `op` returns, as a map of the source"
         vs,kind = self.finder.values(op),self.finder.kind(op)
-        if kind=='sum': return self.total(*coefficients(op))
+        if kind=='sum': return self.total(*numbers_of(op))
         before = self.known[vs[0]]
         if kind not in ('layer', 'pool'): return scaled(before, own_affine(self.finder, op, self.axis))
         k = own_kernel(self.finder, op, self.axis, before.weight.device)

@@ -4,18 +4,17 @@
 
 # %% auto #0
 __all__ = ['SumTree', 'ops_between', 'Terms', 'terms_of', 'sources_of', 'kernels_of', 'only_here', 'gathered', 'terms_from',
-           'find_terms']
+           'find_terms', 'leaves_that_fit']
 
 # %% ../../nbs/merge/04_terms.ipynb #11d65982
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Iterable
-from ..core.crossing import coefficients
+from typing import Any, Callable, Iterable
 from ..core.record import Op, Value
 from ..core.refusals import Refused
 from .kernel import added, Kernel
-from .regions import check_call, Finder, Region, RegionKernel, work
+from .regions import check_call, Finder, numbers_of, Region, RegionKernel, work
 
 # %% ../../nbs/merge/04_terms.ipynb #7bbf1355
 @dataclass(eq=False)
@@ -29,7 +28,7 @@ class SumTree:
         self.leaves:list[Value] = [] # What is added up, and no sum itself
         todo = [self.root]
         for op in todo:
-            for v,k in coefficients(op)[0].items():
+            for v,k in numbers_of(op)[0].items():
                 if self.is_inner(v, op):
                     self.factors[v.producer] = k*self.factors[op]
                     todo.append(v.producer)
@@ -69,7 +68,7 @@ class Terms(Region):
     @cached_property
     def stuck(self) -> list[Op]:
         "List the entries that do more than adding their term to another value as it is"
-        numbers = {o:coefficients(o) for o in self.entries}
+        numbers = {o:numbers_of(o) for o in self.entries}
         return [o for o,(factors,constant) in numbers.items() if factors[self.others[o]]!=1 or constant]
 
     @property
@@ -101,7 +100,7 @@ def terms_of(tree:SumTree, source:Value, leaves:list[Value]) -> Terms|None: # No
     if tree.root in ops: return None
     rest = sorted(tree.factors.keys() - set(ops), key=lambda o: o.at)
     entries = {o:v for o in rest for v in finder.values(o) if v in mine}
-    factors = {o:tree.factors[o]*coefficients(o)[0][v].item() for o,v in entries.items()}
+    factors = {o:tree.factors[o]*numbers_of(o)[0][v] for o,v in entries.items()}
     return Terms(source, tree.root.outputs[0], sorted(ops, key=lambda o: o.at), entries, factors, leaves)
 
 # %% ../../nbs/merge/04_terms.ipynb #8a1e20f8
@@ -185,3 +184,19 @@ def find_terms(
         terms = terms_from(tree, source, [v for v,found in sources.items() if source in found])
         if terms: return terms
     return None
+
+# %% ../../nbs/merge/04_terms.ipynb #770ab099
+def leaves_that_fit(
+    finder:Finder,
+    region:Region, # Or some terms of a sum
+    check:Callable[[Terms],Any] # Refuses, if they don't
+) -> list[Value]|None: # None if that are all
+    "List the leaves of a sum to which, each of them alone, `check` doesn't object"
+    tree = SumTree(finder, region.result.producer)
+    leaves = region.leaves if isinstance(region, Terms) else tree.leaves
+    def fits(v):
+        alone = terms_of(tree, region.source, [v])
+        try: return alone is not None and check(alone) is not False
+        except Refused: return False
+    found = [v for v in leaves if fits(v)]
+    return found if len(found)<len(leaves) else None
