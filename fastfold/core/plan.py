@@ -233,7 +233,8 @@ def make_plan(
     maps,stay = show_maps(record, rules.with_factors)
     seen = {record.shown[m].module for m in (*maps, *stay)}
     norms = in_order([m for m in found if m not in seen] + maps + [*stay], record)
-    return find_homes(Plan(Inspector(model, record, rules), norms, {**stay}))
+    must_stay = dict[nn.Module,Reason](stay.items())
+    return find_homes(Plan(Inspector(model, record, rules), norms, must_stay))
 
 # %% ../../nbs/core/23_plan.ipynb #91773485
 def check_ranks(plan:Plan, xb:tuple, rules:Rules) -> None: # xb: inferred, and what `plan` was made with

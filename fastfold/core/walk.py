@@ -17,9 +17,8 @@ from .affine import Affine
 from .doubts import Doubt, doubts, is_called_once, is_gone_before
 from .crossing import cross, crossing_of, flips_extreme, variables
 from .request import map_along
-from .crossing import reads_elements, spare_reader
+from .crossing import reads_elements
 from .request import Request
-from .functions import reader_of
 from .inspect import Inspector, Rules
 from .ops import MAY_COPY, MOVES, PARTS
 from .record import Op, Record, Value

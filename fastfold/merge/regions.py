@@ -220,7 +220,7 @@ def own_affine(
     factors,constant = numbers_of(op)
     own = factors.pop(param)
     scale, = factors.values()
-    return Affine(torch.full_like(numbers, scale.item()), numbers*own + constant)
+    return Affine(torch.full_like(numbers, scale), numbers*own + constant)
 
 # %% ../../nbs/merge/03_regions.ipynb #35536c50
 def own_kernel(
