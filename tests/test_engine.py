@@ -497,6 +497,10 @@ def test_patched_class(monkeypatch):
 # what can stand between a layer and its norm
 
 crossings = dict(
+    gathered = (lambda v: v[:,torch.tensor([3, 1, 0, 2])], nn.BatchNorm2d(4)),
+    raveled = (lambda v: v.ravel().view(v.shape), nn.BatchNorm2d(4)),
+    channels_last = (lambda v: v.to(memory_format=torch.channels_last), nn.BatchNorm2d(4)),
+    mirrored = (lambda v: F.pad(v, (1, 2, 0, 1), mode='reflect'), nn.BatchNorm2d(4)),
     flatten = (lambda v: v.flatten(2), nn.BatchNorm1d(4)),
     tokens = (lambda v: v.flatten(2).transpose(1, 2).flatten(0, 1), nn.BatchNorm1d(4)),
     permute = (lambda v: v.permute(1, 0, 2, 3).transpose(0, 1), nn.BatchNorm2d(4)),
@@ -588,7 +592,7 @@ uncrossable = dict(
     counted = lambda v: F.avg_pool2d(v, 3, padding=1), divisor = lambda v: F.avg_pool2d(v, 2, divisor_override=3),
     maximum = lambda v: F.max_pool2d(v, 2), power = lambda v: v**2,
     floor = lambda v: torch.div(v, 2, rounding_mode='floor'), zeros = lambda v: F.pad(v, (1, 1)),
-    gathered = lambda v: v[:,torch.tensor([0, 1, 2, 3])], by_itself = lambda v: v/v.mean(),
+    by_itself = lambda v: v/v.mean(),
     all_mean = lambda v: v.mean()+v*0, channel_mean = lambda v: v.mean(1, keepdim=True).expand_as(v),
     softmax = lambda v: v.softmax(1), inverse = lambda v: 1/v, nothing = lambda v: v*0, sum = lambda v: v.sum(2),
     times_tensor = lambda v: v*v.new_tensor([1., 2., 3., 4.]).view(4, 1, 1),

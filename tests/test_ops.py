@@ -54,8 +54,8 @@ def has_home(name, way):
     row = rows[name]
     # the values that attention averages are also asked how alike they are
     if row.writes or row.does in (SOFTMAX, ATTENDS): return False
-    if way=='back': # copies of a channel have norms of their own
-        return name not in ('tile', 'repeat_interleave', 'concatenate', 'hstack', 'pixel_unshuffle')
+    if way=='back': # copies of a channel have norms of their own, and only one term of a sum takes the shift
+        return name not in ('sum', 'tile', 'repeat_interleave', 'concatenate', 'hstack', 'pixel_unshuffle')
     return name!='pixel_shuffle' # one channel after it is made of several
 
 @pytest.mark.parametrize('way', ['back', 'ahead'])

@@ -242,7 +242,7 @@ def owner_of(chain:Chain, record:Record) -> nn.Module|None:
     "Return the norm whose tensors, and no others, `chain` uses, if it is called in no other way"
     names = {n.rpartition('.')[0] for n,v in record.params.items() if v in chain.params}
     owners = [m for m,n in record.names.items() if {n}==names and isinstance(m, _NormBase)]
-    return owners[0] if owners and owners[0] not in record.called else None
+    return owners[0] if owners and owners[0] not in record.calls else None
 
 # %% ../../nbs/core/20_maps.ipynb #aa7316cd
 def map_name(chain:Chain, record:Record) -> str:

@@ -211,10 +211,10 @@ _len = len
 # %% ../../nbs/core/09_numbers.ipynb #7f1fce40
 _math = 'sqrt log log2 log10 exp pow'.split()
 
-def watched(f:Callable) -> Callable: # f: of `math`
+def watched(f:Callable) -> Callable: # f: of numbers, as `math.sqrt` and `max`
     "Make a function like `f` whose result remembers where its numbers come from"
-    def _f(*args):
-        res = f(*map(without_sources, args))
+    def _f(*args, **kwargs):
+        res = f(*map(without_sources, args), **kwargs)
         origin = next((o for o in args if isinstance(o, FromInput)), None)
         return res if origin is None else origin.questions.marked(res, sources_of(*args))
     return _f
@@ -222,10 +222,11 @@ def watched(f:Callable) -> Callable: # f: of `math`
 # %% ../../nbs/core/09_numbers.ipynb #8a3636a5
 @contextmanager
 def functions_watched() -> Iterator[None]:
-    "Let `len` and functions of `math` remember where numbers come from"
-    before = [(o, k, getattr(o, k)) for o,k in ((builtins, 'len'), *[(math, k) for k in _math])]
+    "Let `len`, `max`, `min` and functions of `math` remember where numbers come from"
+    places = [(builtins, 'len'), (builtins, 'max'), (builtins, 'min'), *[(math, k) for k in _math]]
+    before = [(o, k, getattr(o, k)) for o,k in places]
     try:
-        for o,k,f in before: setattr(o, k, length if o is builtins else watched(f))
+        for o,k,f in before: setattr(o, k, length if k=='len' else watched(f))
         yield
     finally:
         for o,k,f in before: setattr(o, k, f)

@@ -99,15 +99,15 @@ _moves = (
         detach=lambda x: x.detach(),
         narrow=lambda x: x.narrow(2, 0, 2),
         select=lambda x: x.select(3, 0),
-        slice=lambda x: torch.ops.aten.slice(x, 2, 1),
+        einsum=lambda x: torch.einsum('bchw->bcwh', x),
+        slice=lambda x: torch.ops.aten.slice.Tensor(x, 2, 1),
         __getitem__=lambda x: x[:,:,1:])) |
     rows(MOVES, memory=MAY_COPY, examples=dict(
         reshape=lambda x: x.reshape(*x.shape[:2], -1),
         reshape_as=lambda x: x.reshape_as(torch.empty(*x.shape[:2], x.shape[2]*x.shape[3], dtype=x.dtype)),
         flatten=lambda x: x.flatten(2),
-        contiguous=lambda x: x.contiguous(),
-        ravel=lambda x: x[...,0,0].ravel().view(len(x), -1),
-        to=lambda x: x.to(memory_format=torch.channels_last))) |
+        contiguous=lambda x: x.contiguous())) |
+    rows(MOVES, dict.fromkeys(('ravel', 'to')), memory=MAY_COPY) |
     rows(MOVES, memory=PARTS, examples=dict(
         split=lambda x: x.split(2, 2)[0],
         split_with_sizes=lambda x: x.split_with_sizes([1, x.shape[2]-1], 2)[1],
@@ -121,11 +121,9 @@ _moves = (
         clone=lambda x: x.clone(),
         flip=lambda x: x.flip(1),
         roll=lambda x: x.roll(1, 2),
-        rot90=lambda x: x.rot90(1, (2, 3)),
         fliplr=lambda x: x[0].fliplr()[None],
         flipud=lambda x: x.flipud(),
         pad=lambda x: F.pad(x, (1, 1, 1, 1), mode='reflect'),
-        einsum=lambda x: torch.einsum('bchw->bcwh', x),
         tile=lambda x: x.tile(1, 2, 1, 1),
         repeat=lambda x: x.repeat(1, 1, 2, 1),
         repeat_interleave=lambda x: x.repeat_interleave(2, 1),

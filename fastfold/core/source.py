@@ -6,8 +6,8 @@
 __all__ = ['own_methods', 'names_in', 'names_read', 'nodes_of', 'source_of', 'methods_run', 'nodes_run', 'functions_mentioned',
            'source_run', 'is_whole_call', 'uses_of', 'is_called', 'compared_in', 'names_tested', 'tested',
            'types_tested', 'names_of_self', 'is_part', 'part_calls', 'looked_into', 'parts_told', 'kinds_named',
-           'kinds_asked_for', 'catches', 'is_used_once', 'parameters_of', 'arguments_of', 'takes_any_number',
-           'most_arguments', 'takes_more', 'arguments', 'left_out', 'in_order']
+           'kinds_asked_for', 'catches', 'only_cuts', 'is_used_once', 'parameters_of', 'arguments_of',
+           'takes_any_number', 'most_arguments', 'takes_more', 'arguments', 'left_out', 'in_order']
 
 # %% ../../nbs/core/11_source.ipynb #23055377
 from collections import defaultdict
@@ -217,6 +217,23 @@ def kinds_asked_for(cls:type) -> frozenset[type]: # Of numbers, strings and cont
 def catches(cls:type) -> bool:
     "Tell whether a method of `cls` catches errors"
     return any(isinstance(n, ast.Try) and n.handlers for n in nodes_run(cls))
+
+# %% ../../nbs/core/11_source.ipynb #de4f8941
+_decides = (ast.If, ast.IfExp, ast.While, ast.For, ast.Compare, ast.BoolOp, ast.Assert, ast.Try, ast.Raise, ast.Match,
+    ast.Lambda, ast.Starred, ast.AugAssign)
+@cache
+def only_cuts(cls:Any) -> bool:
+    "Tell whether the forward of `cls` uses ordinary numbers only to cut tensors in parts, and treats all parts alike"
+    nodes = nodes_of(cls.forward)
+    if not nodes or any(isinstance(n, _decides) for n in nodes): return False
+    calls = [n for n in nodes if isinstance(n, ast.Call)]
+    cuts = [n for n in calls if isinstance(n.func, ast.Attribute) and n.func.attr in ('chunk', 'split', 'tensor_split')]
+    inside = {o for n in cuts for a in n.args for o in ast.walk(a)}
+    plain = [n for n in calls if isinstance(n.func, ast.Name) and not (n.func.id=='int' and n in inside)]
+    indices = [n.slice for n in nodes if isinstance(n, ast.Subscript)]
+    made = [n for n in nodes if isinstance(n, ast.comprehension)]
+    goes_over_parts = all(not n.ifs and (n.iter in cuts or isinstance(n.iter, ast.Name)) for n in made)
+    return bool(cuts) and not plain and goes_over_parts and all(isinstance(i, ast.Constant) for i in indices)
 
 # %% ../../nbs/core/11_source.ipynb #f0ce649a
 def is_used_once(cls:type, name:str) -> bool:
