@@ -33,7 +33,7 @@ def cuts_only(record:Record, q:Question) -> bool:
     if q.kind!='lost': return False
     classes = [type(m) for m,n in record.names.items() if n==q.where and m not in record.shown]
     seen = (o for o in record.ops if o.where==q.where and o.rule.memory==PARTS and len(o.outputs)>1)
-    return bool(classes) and all(map(only_cuts, classes)) and any(seen)
+    return bool(classes) and all([only_cuts(c) for c in classes]) and any(seen)
 
 # %% ../../nbs/core/17_doubts.ipynb #03e0669f
 def doubts(record:Record) -> dict[str,Doubt]: # By the name of the module
