@@ -21,7 +21,7 @@ from .moves import rerun
 from .ops import callables, MOVES, operators, UNKNOWN
 from .record import Op, Record, Shown, Value
 from .request import varies_along
-from .rules import find, LAYERS, SampledConv2d
+from .rules import find, LAYERS, DeformedConv2d
 
 # %% ../../nbs/core/23_functions.ipynb #5160b374
 @dataclass(frozen=True, eq=False)
@@ -189,7 +189,7 @@ def sampled_reader(op:Op, record:Record) -> LayerCall|None:
     is_zero = isinstance(b, Value) and b.producer is not None and b.producer.name=='zeros' # there is none
     def make(w):
         ends = w.shape[1]*groups, w.shape[0]
-        return SampledConv2d(*ends, tuple(w.shape[2:]), groups=groups, bias=False, device='meta')
+        return DeformedConv2d(*ends, tuple(w.shape[2:]), groups=groups, bias=False, device='meta')
     return layer_call(op, record, given | dict(bias=None if is_zero else b), make)
 
 # %% ../../nbs/core/23_functions.ipynb #27968b6b
