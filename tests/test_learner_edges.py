@@ -175,7 +175,7 @@ def test_signatures(tmp_path):
     for k in 'fit','save','load','export','create_opt':
         assert inspect.signature(getattr(learn, k))==inspect.signature(getattr(Learner, k).__get__(learn))
     options = {'refresh_bn', 'normalize', 'others', 'layers', 'handlers', 'forward', 'affine', 'layer_scale', 'merge',
-        'verify', 'tol'}
+        'only', 'skip', 'unshare', 'verify', 'tol'}
     assert set(inspect.signature(FoldCallback).parameters)==options
     assert set(inspect.signature(Learner.fold).parameters)==options|{'self', 'xb'}
     assert 'batch_sizes' in inspect.signature(Learner.fold_bench).parameters
