@@ -838,6 +838,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fastfold.core.request.combined': ('core/request.html#combined', 'fastfold/core/request.py'),
                                        'fastfold.core.request.drop_axes': ('core/request.html#drop_axes', 'fastfold/core/request.py'),
                                        'fastfold.core.request.followed': ('core/request.html#followed', 'fastfold/core/request.py'),
+                                       'fastfold.core.request.is_along_one_axis': ( 'core/request.html#is_along_one_axis',
+                                                                                    'fastfold/core/request.py'),
                                        'fastfold.core.request.map_along': ('core/request.html#map_along', 'fastfold/core/request.py'),
                                        'fastfold.core.request.per_channel': ('core/request.html#per_channel', 'fastfold/core/request.py'),
                                        'fastfold.core.request.varies_along': ('core/request.html#varies_along', 'fastfold/core/request.py'),
