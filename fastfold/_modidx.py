@@ -265,6 +265,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'fastfold/core/evidence.py'),
                                         'fastfold.core.evidence.follow_options': ( 'core/evidence.html#follow_options',
                                                                                    'fastfold/core/evidence.py'),
+                                        'fastfold.core.evidence.follow_parts': ( 'core/evidence.html#follow_parts',
+                                                                                 'fastfold/core/evidence.py'),
                                         'fastfold.core.evidence.follow_rarer': ( 'core/evidence.html#follow_rarer',
                                                                                  'fastfold/core/evidence.py'),
                                         'fastfold.core.evidence.follow_sizes': ( 'core/evidence.html#follow_sizes',

@@ -9,7 +9,7 @@ __all__ = ['Axis', 'Length', 'about_half', 'half', 'slightly_more', 'more', 'dou
            'of_other_type', 'follow_types', 'alternatives', 'other_lengths', 'other_lists', 'other_counts',
            'other_inputs', 'other_options', 'guesses', 'named', 'left_none', 'follow_options', 'without_option',
            'follow_inputs', 'other_answers', 'other_sizes', 'follow_answers', 'follow_both', 'follow_again',
-           'follow_rarer', 'mirrored', 'another_batch', 'gather']
+           'follow_rarer', 'follow_parts', 'mirrored', 'another_batch', 'gather']
 
 # %% ../../nbs/core/16_evidence.ipynb #c79872cf
 from dataclasses import replace
@@ -20,10 +20,11 @@ import torch
 from torch import nn, Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from .holders import tensors_in
+from .ops import PARTS
 from .passes import fresh, Recorder
 from .answers import Questions
 from .record import Pass
-from .source import arguments, left_out, looked_into, parameters_of
+from .source import arguments, left_out, looked_into, only_cuts, parameters_of
 from .state import run
 
 # %% ../../nbs/core/16_evidence.ipynb #8e77ca8a
@@ -307,6 +308,16 @@ def follow_rarer(rec:Recorder, call:Pass) -> None:
         if rec.attempt(with_tensors(call, resized(ts, changes))): break
     rec.attempt(with_tensors(call, [t.movedim(1, -1) if t.ndim>2 else t for t in ts]))
 
+# %% ../../nbs/core/16_evidence.ipynb #8483dc36
+def follow_parts(rec:Recorder, call:Pass) -> None:
+    "Follow a larger batch, if a module of `rec.model` cuts its input in parts of a size of its own"
+    where = {n for m,n in rec.record.names.items() if only_cuts(type(m))} & {q.where for q in rec.questions.open}
+    def has_parts(): return any(o.where in where and o.rule.memory==PARTS and len(o.outputs)>1 for o in rec.record.ops)
+    ts,longer = tensors_of(call),lambda n, axis: 8*n
+    while where and not has_parts() and 8*sum(t.numel() for t in ts)<=2**22:
+        ts = resized(ts, to(longer, changeable(ts)[0]))
+        if not rec.attempt(with_tensors(call, ts)): return
+
 # %% ../../nbs/core/16_evidence.ipynb #a8e1bb5c
 def mirrored(t:Tensor) -> Tensor:
     "Return `t` the other way round along its last axis, and a bit smaller"
@@ -334,5 +345,6 @@ def gather(rec:Recorder, call:Pass) -> None: # call: that the model takes
     follow_types(rec, call)
     follow_again(rec, call)
     follow_rarer(rec, call)
+    follow_parts(rec, call)
     follow_answers(rec)
     follow_both(rec, call)
