@@ -311,11 +311,12 @@ def follow_rarer(rec:Recorder, call:Pass) -> None:
 # %% ../../nbs/core/16_evidence.ipynb #8483dc36
 def follow_parts(rec:Recorder, call:Pass) -> None:
     "Follow a larger batch, if a module of `rec.model` cuts its input in parts of a size of its own"
-    where = {n for m,n in rec.record.names.items() if only_cuts(type(m))} & {q.where for q in rec.questions.open}
+    classes:list[tuple[Any,str]] = [(type(m), n) for m,n in rec.record.names.items()]
+    where = {n for c,n in classes if only_cuts(c)} & {q.where for q in rec.questions.open}
     def has_parts(): return any(o.where in where and o.rule.memory==PARTS and len(o.outputs)>1 for o in rec.record.ops)
-    ts,longer = tensors_of(call),lambda n, axis: 8*n
+    ts = tensors_of(call)
     while where and not has_parts() and 8*sum(t.numel() for t in ts)<=2**22:
-        ts = resized(ts, to(longer, changeable(ts)[0]))
+        ts = resized(ts, to(lambda n, axis: 8*n, changeable(ts)[0]))
         if not rec.attempt(with_tensors(call, ts)): return
 
 # %% ../../nbs/core/16_evidence.ipynb #a8e1bb5c

@@ -114,8 +114,8 @@ def beside(request:Request, numbers:Tensor) -> Tensor|None: # [C]; NaN for chann
 # %% ../../nbs/core/19_request.ipynb #81833fa1
 def is_along_one_axis(a:Request, b:Request) -> bool: # Both of what has the same shape
     "Tell whether the channels of both requests are along the same axis, in order"
-    at = a.axis_or_channels,b.axis_or_channels
-    return all(isinstance(o, int) for o in at) and at[0]==at[1]
+    first,second = a.axis_or_channels,b.axis_or_channels
+    return isinstance(first, int) and isinstance(second, int) and first==second
 
 # %% ../../nbs/core/19_request.ipynb #c43b8e63
 def combined(a:Request, b:Request) -> Request|None: # b: of the same value; None if they want different things
