@@ -15,8 +15,7 @@ __all__ = ['Axis', 'Length', 'about_half', 'half', 'slightly_more', 'more', 'dou
 from dataclasses import replace
 from itertools import chain, islice, product
 from typing import Any, Callable, Generator, Iterator
-import numpy as np
-import torch
+import numpy as np, torch
 from torch import nn, Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from .holders import tensors_in
