@@ -77,7 +77,7 @@ def load_folded(
     bad = [k for k in {**own, **state} if shape(own, k)!=shape(state, k)]
     if bad: raise FoldError(
         f"these weights are not those of a folded {type(model).__name__}, or not of this one ({some_names(bad)}): "
-        "make it as it was made for training, and give BN_Folder the `handlers` and the `layer_scale` "
+        "make it as it was made for training, and give BN_Folder the `handlers` and the `affine` "
         "that it was folded with. "
         "Where folding changed more (`merge`, parameters that a forward multiplies with, `unshare` in a loop), "
         "weights alone don't say how: save and load the whole model")
