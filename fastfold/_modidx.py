@@ -677,6 +677,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fastfold.core.record.Op.argument': ('core/record.html#op.argument', 'fastfold/core/record.py'),
                                       'fastfold.core.record.Op.in_place': ('core/record.html#op.in_place', 'fastfold/core/record.py'),
                                       'fastfold.core.record.Op.is_layer': ('core/record.html#op.is_layer', 'fastfold/core/record.py'),
+                                      'fastfold.core.record.Op.is_variable': ('core/record.html#op.is_variable', 'fastfold/core/record.py'),
                                       'fastfold.core.record.Op.mention': ('core/record.html#op.mention', 'fastfold/core/record.py'),
                                       'fastfold.core.record.Pass': ('core/record.html#pass', 'fastfold/core/record.py'),
                                       'fastfold.core.record.Record': ('core/record.html#record', 'fastfold/core/record.py'),

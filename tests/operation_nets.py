@@ -13,12 +13,7 @@ import torch, torchvision
 import torch.nn.functional as F
 from torch import nn, Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-
-@dataclass
-class In:
-    "An input with keywords"
-    args:tuple = ()
-    kw:dict = field(default_factory=dict)
+from input_nets import In
 
 @dataclass
 class Net:

@@ -104,6 +104,7 @@ def test_no_scale():
     keeps(scaled(lambda m,x: m.g*m.conv(x), g=gamma(4, 5, 1)), images)
     keeps(scaled(lambda m,x: m.g*m.conv(x).sum((0, 2, 3))), images) # makes another shape
     keeps(scaled(lambda m,x: m.conv(x).mul_(m.g)), images)
+    keeps(scaled(lambda m,x: torch.addcdiv(m.g, m.g, m.conv(x).abs()+1)), images) # it is divided by
 
 def test_made_of_constants():
     "One number for all channels, and what a forward makes of parameters and buffers"

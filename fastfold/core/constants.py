@@ -24,7 +24,7 @@ def is_in_sight(op:Op) -> bool:
 # %% ../../nbs/core/22_constants.ipynb #04a416e5
 def makes_constants(op:Op) -> bool:
     "Tell whether `op` is given constants only, and no number that the input may decide"
-    is_fixed = is_in_sight(op) and not any(q.is_open for q in op.numbers)
+    is_fixed = is_in_sight(op) and not op.is_variable
     return is_fixed and bool(op.outputs) and all([v.content for v in op.inputs])
 
 # %% ../../nbs/core/22_constants.ipynb #dae87a01

@@ -86,8 +86,8 @@ def adds(op:Op, request:Request) -> list[Request]|None:
 def is_linear(op:Op) -> bool: # op: of those that multiply
     "Tell whether `op` multiplies or divides one value, given once, by constants"
     xs = variables(op)
-    divided = op.argument('input', 0)
-    divides_by_it = 'div' in op.name and divided not in xs and 'add' not in op.name
+    divisor = op.argument('tensor2', 2) if 'addc' in op.name else op.argument('other', 1)
+    divides_by_it = 'div' in op.name and divisor in xs
     return len(xs)==1 and op.inputs.count(xs[0])==1 and not divides_by_it and 'rounding_mode' not in op.kwargs
 
 # %% ../../nbs/core/21_crossing.ipynb #a9eebf31

@@ -62,7 +62,7 @@ def seen_parameter(at:Any, record:Record) -> Seen|None: # at: an argument of a f
     while isinstance(v, Value) and v not in params:
         op = v.producer
         is_view = op and op.rule.does==MOVES and len(op.inputs)==len(op.outputs)==1
-        if not is_view or any(q.is_open for q in op.numbers): return None
+        if not is_view or op.is_variable: return None
         views.append(op)
         v, = op.inputs
     if not isinstance(v, Value): return None
@@ -280,7 +280,7 @@ def show_layers(model:nn.Module, record:Record) -> list[nn.Module]: # record: of
     tensors = {v:registered[k] for v,k in names.items() if k in registered}
     for op in list(record.ops):
         reader = reader_of(op)
-        call = reader(op, record) if reader and not any(q.is_open for q in op.numbers) else None
+        call = reader(op, record) if reader and not op.is_variable else None
         if call is None or not {o.param for o in call.seen.values()}<=tensors.keys(): continue
         call = with_bias(call, record)
         new = layer_like(call, tensors)

@@ -28,13 +28,13 @@ from .rules import LAYER_SCALES, NormRule
 def uses_batch(op:Op) -> bool:
     "Tell whether `op` normalizes with the statistics of the batch"
     has_flag = op.rule.does==NORMALIZES and 'no_training' not in op.name
-    return has_flag and bool(op.argument('training', 5, op.argument('use_input_stats', 5, False)))
+    return has_flag and bool(op.argument('training', 5, False))
 
 # %% ../../nbs/core/25_maps.ipynb #3ac1acf8
 def mapped_value(op:Op) -> Value|None: # None if it does anything else
     "Return the value that `op` scales or shifts by constants"
     if op.rule.does not in (ADDS, MULTIPLIES, NORMALIZES) or not is_in_sight(op): return None
-    if any(q.is_open for q in op.numbers): return None
+    if op.is_variable: return None
     xs,out = variables(op),op.outputs[0]
     is_once = is_linear(op) and not uses_batch(op)
     if not is_once or any(v.users or v.escapes_by for v in op.outputs[1:]): return None

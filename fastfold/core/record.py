@@ -74,6 +74,11 @@ class Op:
         return isinstance(self.func, nn.Module)
 
     @property
+    def is_variable(self) -> bool:
+        "Tell whether it is given a number that another input may make another one"
+        return any(q.is_open for q in self.numbers)
+
+    @property
     def in_place(self) -> bool:
         "Tell whether it writes into the memory of one of its inputs"
         return any(v.storage in self.writes for v in self.inputs)

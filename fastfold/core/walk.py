@@ -101,7 +101,7 @@ def cross_over(
     requests = cross(op, request) if in_sight else None
     if requests is None:
         raise CannotFold('turns' if in_sight and flips_extreme(op, request) else key, op=op)
-    if any(q.is_open for q in op.numbers): raise CannotFold('number', op=op)
+    if op.is_variable: raise CannotFold('number', op=op)
     return requests
 
 # %% ../../nbs/core/28_walk.ipynb #118d847f

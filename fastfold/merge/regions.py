@@ -89,7 +89,7 @@ class Finder(Inspected): # By the inspector, which knows the rules and what keep
     def kind(self, op:Op) -> str: # 'layer', 'pool', 'norm', 'sum', 'factor', 'shift' or ''
         "Tell what `op` may be in a merged layer; '' if nothing"
         vs = self.values(op)
-        if any(q.is_open for q in op.numbers): return ''
+        if op.is_variable: return ''
         if len(op.outputs)!=1 or not vs: return ''
         dtypes = {v.dtype for v in vs + op.outputs}
         if len(dtypes)>1 or not vs[0].dtype.is_floating_point: return ''
