@@ -683,6 +683,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fastfold.core.record.Record': ('core/record.html#record', 'fastfold/core/record.py'),
                                       'fastfold.core.record.Record.add': ('core/record.html#record.add', 'fastfold/core/record.py'),
                                       'fastfold.core.record.Record.main': ('core/record.html#record.main', 'fastfold/core/record.py'),
+                                      'fastfold.core.record.Record.param_name': ( 'core/record.html#record.param_name',
+                                                                                  'fastfold/core/record.py'),
                                       'fastfold.core.record.Record.without': ('core/record.html#record.without', 'fastfold/core/record.py'),
                                       'fastfold.core.record.Record.writer': ('core/record.html#record.writer', 'fastfold/core/record.py'),
                                       'fastfold.core.record.Shown': ('core/record.html#shown', 'fastfold/core/record.py'),

@@ -62,7 +62,7 @@ def is_gone_before(value:Value, doubt:Doubt) -> bool:
 def is_called_once(record:Record, op:Op, name:str) -> bool: # op: the call of a module
     "Tell whether the module named `name` has no other place in which it could call what `op` calls"
     shown = record.shown.get(op.func)
-    params = [n for n,v in record.params.items() if shown and v is shown.params[0]] if shown and shown.params else []
-    inside = (params or [record.names[op.func]])[0].removeprefix(f'{name}.' if name else '')
+    own = record.param_name(shown.params[0]) if shown and shown.params else record.names[op.func]
+    inside = own.removeprefix(f'{name}.' if name else '')
     outer = [m for m,n in record.names.items() if n==name and m not in record.shown] # none if the forward made it
     return any(is_used_once(type(m), inside.partition('.')[0]) for m in outer)

@@ -193,8 +193,7 @@ class Inspector:
 
     def owner(self, p:Value) -> nn.Module:
         "Return the module that has the parameter `p`"
-        name = next(n for n,v in self.record.params.items() if v is p)
-        return self.model.get_submodule(name.rpartition('.')[0])
+        return self.model.get_submodule(self.record.param_name(p).rpartition('.')[0])
 
     def matters(self, m:nn.Module) -> bool:
         "Tell whether `m` is a norm or a layer, or could hold a factor"

@@ -153,6 +153,10 @@ class Record:
         "Return the run of the model itself"
         return next((p for p in self.passes if not p.name), None)
 
+    def param_name(self, p:Value) -> str:
+        "Return the name of the parameter or buffer `p`, the first of a shared one"
+        return next(k for k,v in self.params.items() if v is p)
+
     def add(self, op:Op) -> None:
         "Add `op`, the latest call, and note that it uses its inputs"
         op.at,op.run = self.ops[-1].at+1 if self.ops else 0,self.n_runs

@@ -15,10 +15,9 @@ from .record import Record
 # %% ../../nbs/core/24_slots.ipynb #590bb8b0
 def free_slots(model:nn.Module, record:Record) -> dict[nn.Module,tuple[str,str]]: # layer -> a module's name, and 'bias'
     "Find where layers without a bias may have a place for one"
-    names = {v:k for k,v in reversed(record.params.items())}
     res = dict[nn.Module,tuple[str,str]]()
     for layer,shown in record.shown.items():
-        owner = names[shown.seen['weight'].param].rpartition('.')[0] if shown.seen else None
+        owner = record.param_name(shown.seen['weight'].param).rpartition('.')[0] if shown.seen else None
         if owner is None or 'bias' in shown.seen: continue
         has_place = model.get_submodule(owner)._parameters.get('bias', 0) is None
         if has_place: res[layer] = owner,'bias'
@@ -47,13 +46,13 @@ def prove_slots(model:nn.Module, record:Record, follow:Callable[[],Record]) -> N
     "Note in `record` which layers without a bias use one that is registered where they have none"
     slots = free_slots(model, record)
     if not slots: return
-    names = {v:k for k,v in reversed(record.params.items())}
     with biases_in(model, slots):
         try: again = follow()
         except Exception: return
         show_layers(model, again)
     for layer,(owner,k) in slots.items():
-        weight,bias = again.params[names[record.shown[layer].params[0]]],again.params.get(f'{owner}.{k}'.lstrip('.'))
+        weight = again.params[record.param_name(record.shown[layer].params[0])]
+        bias = again.params.get(f'{owner}.{k}'.lstrip('.'))
         users = [o for o in weight.users if not o.rule.asks]
         is_used = bool(users) and all(weight in o.params and bias in o.params for o in users)
         if is_used: record.shown[layer].slot = owner,k
@@ -70,10 +69,9 @@ def nodes_without_bias(graph:fx.Graph, weight:str) -> list[fx.Node]: # weight: t
 # %% ../../nbs/core/24_slots.ipynb #ed13e55a
 def note_graph_slots(model:fx.GraphModule, record:Record) -> None: # record: of `model`; changed
     "Note that layers which the graph of `model` calls without a bias can get one"
-    names = {v:k for k,v in reversed(record.params.items())}
     for layer,shown in record.shown.items():
         if 'weight' not in shown.seen or 'bias' in shown.seen: continue
-        name = names[shown.seen['weight'].param]
+        name = record.param_name(shown.seen['weight'].param)
         owner,_,key = name.rpartition('.')
         is_free = key=='weight' and not hasattr(model.get_submodule(owner), 'bias')
         if is_free and nodes_without_bias(model.graph, name): shown.slot = owner,'bias'

@@ -45,8 +45,8 @@ def asks_the_same(op:Op, own:Request, total:Request) -> bool: # own: what `op` h
 # %% ../../nbs/core/29_ways.ipynb #5202acf2
 def agreed(value:Value, requests:dict[Op,Request]) -> Request:
     "Put together what is asked of `value`; refuse if an operation that uses it would get something else"
-    total = next(iter(requests.values()))
-    for op,r in requests.items():
+    total,*_ = requests.values()
+    for op,r in [*requests.items()][1:]:
         both = combined(total, r)
         if both is None: raise CannotFold('users', op=op)
         total = both

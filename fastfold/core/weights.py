@@ -33,7 +33,7 @@ def place_of(plan:Plan, layer:Any, k:str) -> tuple[str,str,nn.Parameter|None]: #
     if k not in shown.seen:
         assert shown.slot
         return *shown.slot,None
-    name = next(n for n,v in plan.record.params.items() if v is shown.seen[k].param)
+    name = plan.record.param_name(shown.seen[k].param)
     owner,_,key = name.rpartition('.')
     return owner,key,plan.model.get_parameter(name)
 
