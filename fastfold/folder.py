@@ -15,9 +15,9 @@ from typing import Any, Callable, Iterable
 import logging, warnings
 import torch
 from torch import nn
-from .core.changes import apply, applied, Change, check_places, look_at, make_changes, overflowing, revert, Seen
+from .core.changes import apply, Change, check_places, look_at, make_changes, overflowing, revert, Seen
 from .core.check import check_model
-from .core.copies import changed, check_copy, copy_with, elsewhere
+from .core.copies import changed, check_copy, copy_with, elsewhere, put_into
 from .core.example import inferred
 from .core.inspect import kind_of
 from .core.load import load_folded
@@ -126,15 +126,16 @@ def merge_folded(
     xb:tuple=(), # Positional inputs of one example batch; inferred if there are none
     kw:dict[str,Any]|None=None, # Keyword inputs
     verify:bool=True, # Compare the outputs?
-    tol:float|None=None # Largest relative difference allowed; by default, what rounding explains
+    tol:float|None=None, # Largest relative difference allowed; by default, what rounding explains
+    inplace:bool=False # Must the model itself stay the same object?
 ) -> Merged:
     "Find out what can be merged in a folded model"
     plan = folded.plan
     main = plan.record.main or example_for(plan.model, xb, kw or {})
     questions = plan.record.questions if plan.record.main else questions_of(plan.model, main)
     folded.passes = folded.passes or (runs_of(plan.model, [main]) if verify else [])
-    with folded.in_effect() as model:
-        return merge_layers(model, main.args, main.kwargs, plan.rules, verify, tol, questions, folded.passes)
+    with folded.in_effect() as model: return merge_layers(
+        model, main.args, main.kwargs, plan.rules, verify, tol, questions, folded.passes, replaces_root=not inplace)
 
 # %% ../nbs/01_folder.ipynb #ad8bff6b
 def fold_rows(plan:Plan) -> list[FoldRow]: # One per norm, in order of execution
@@ -225,13 +226,13 @@ class BN_Folder:
         "Fold every norm of `model` that has an exact home"
         def work(plan):
             folded = fold_agreeing(plan, inplace, self.verify, self.tol, self.unseen) # applies changes, and verifies
-            return folded.plan,(folded, self._merged(folded, xb, kw, self.verify))
+            return folded.plan,(folded, self._merged(folded, xb, kw, self.verify, inplace))
         if inplace: self._claim(model)
         make = partial(self._planned, model, xb, kw, [*further(others), *self.data]) # records passes
         splits,(folded,merged) = unshare(model, make, work, self.unshare)
         n_before = parameter_count(model)
         if inplace: self._keep(model, link(splits, folded.changes) + merged.changes)
-        else: apply(folded.model, merged.changes)
+        else: folded.model = put_into(folded.model, merged.changes)
         self.report = with_copies(report_of(folded, merged), *names_in(splits), n_before)
         for r in self.report.folded: log.info("%s (%s) -> %s", r.name, r.kind, ', '.join(r.into))
         return folded.model
@@ -247,7 +248,7 @@ class BN_Folder:
         def work(plan):
             folded = Folded(*feasible(plan), model)
             merged = self._merged(folded, xb, kw, verify=False)
-            with folded.in_effect() as m, applied(m, merged.changes):
+            with folded.in_effect() as m, changed(m, merged.changes) as m:
                 folded.model = m
                 return folded.plan,report_of(folded, merged)
         make = partial(self._planned, model, xb, kw, further(others))
@@ -298,10 +299,10 @@ class BN_Folder:
         plan.inspector.check_selection(plan.norms)
         return plan
 
-    def _merged(self, folded:Folded, xb:tuple, kw:dict[str,Any]|None, verify:bool) -> Merged:
+    def _merged(self, folded:Folded, xb:tuple, kw:dict[str,Any]|None, verify:bool, inplace:bool=False) -> Merged:
         "Find out what can be merged, if anything is to be"
         if not self.merge: return Merged([], [], [])
-        return merge_folded(folded, xb, kw, verify, self.tol)
+        return merge_folded(folded, xb, kw, verify, self.tol, inplace)
 
     def _keep(self, model:nn.Module, changes:list[Change]) -> None:
         "Put `changes` into effect in `model`, until it is unfolded"

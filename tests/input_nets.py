@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
 from fractions import Fraction
+from itertools import product
 from types import SimpleNamespace
 from typing import Any, Callable
 import numpy as np, torch
@@ -1693,3 +1694,91 @@ class LossIfTarget(CB):
     def forward(self, x, target=None):
         out = self.bn(self.conv(x)).mean((2,3))
         return out if target is None else F.cross_entropy(out, target)
+
+# flags that a forward compares with `True` itself, so that nothing can stand for them
+
+@plain((im(),), [In((im(3),), dict(emb=True)), In((im(2, 12),), dict(emb=False))])
+class FlagReturnsMore(CB):
+    def forward(self, x, emb=None):
+        y = F.relu(self.bn(self.conv(x)))
+        return (y, y.mean((2,3))) if isinstance(emb, bool) and emb is True else y
+
+def flags(): return [In((im(3),), dict(zip('abc', f))) for f in product((True,False), repeat=3)]
+
+@net('asks', (im(),), flags())
+class TwoFlagsTogether(CB):
+    def forward(self, x, a=True, b=False, c=False):
+        y = self.conv(x)
+        return self.bn(2*y + y.mean() if a is False and b is True else y)
+
+@net('asks', (im(),), flags())
+class ThreeFlagsTogether(CB):
+    def forward(self, x, a=True, b=False, c=False):
+        y = self.conv(x)
+        return self.bn(2*y + y.mean() if a is False and b is True and c is False else y)
+
+@net('asks', (im(4),), [In((im(n),), dict(flag=f)) for n in (2,9) for f in (True,False)])
+class FlagAndItems(CB):
+    def forward(self, x, flag=False):
+        is_many = len(x)>7
+        y = self.conv(x)
+        return self.bn(2*y + y.mean() if is_many and flag is True else y)
+
+@net('asks', (im(4),), [In((im(n),), dict(flag=f)) for n in (2,9) for f in (True,False)])
+class FlagForPart(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.part = FlagAndItems()
+    def forward(self, x, flag=False): return self.part(x, flag)
+
+@net('asks', (im(),), [In((im(),), dict(flag=f, mask=m)) for m in (None,vec(2, 8)) for f in (True,False)])
+class FlagAndMask(CB):
+    def forward(self, x, flag=False, mask=None):
+        y = self.conv(x)
+        if mask is not None and flag is True: return y
+        return self.bn(y)
+
+@net('asks', (im(), torch.tensor(True)), [(im(), torch.tensor(False)), (im(3), torch.tensor(True))])
+class FlagInTensor(CB):
+    def forward(self, x, flag):
+        y = self.conv(x)
+        return self.bn(2*y + y.mean() if flag.item() is False else y)
+
+# errors that a forward catches
+
+@plain((im(),), [(im(3),), (im(2, 11),)])
+class CatchesKinds(CB):
+    "Tries a call with an option that the layer doesn't have"
+    def forward(self, x, lens=None):
+        for layer in (self.conv, self.bn):
+            try: x = layer(x, lens=lens)
+            except TypeError: x = layer(x)
+        return x
+
+@plain((im(),), [(im(3),), (im(2, 11),)])
+class RaisesAgain(CB):
+    def forward(self, x):
+        try: y = self.conv(x)
+        except RuntimeError as e:
+            if x.ndim==2: raise ValueError("needs a batch of images")
+            raise e
+        return self.bn(y)
+
+@net('asks', (im(),), [(im(), vec(2, 8)[:,:,None,None]), (im(3),)])
+class CatchesNone(CB):
+    "None can't be added, which is how it tells that there is no mask"
+    def forward(self, x, mask=None):
+        y = self.conv(x)
+        try: y = y*mask + y.mean()
+        except TypeError: y = y*1
+        return self.bn(y)
+
+@net('asks', (im(),), [(im(2, 16),), (im(1, 9),)])
+class CatchesAndReturns(CB):
+    "Raises again only sometimes"
+    def forward(self, x):
+        y = self.conv(x)
+        try: return self.bn(y.view(len(y), 8, 8, 8)).flatten(1)
+        except RuntimeError:
+            if x.shape[2]>8: return y.mean((2,3))
+            raise

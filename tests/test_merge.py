@@ -482,10 +482,26 @@ class Called(nn.Module):
 def test_own_call(): refuses(Called(), why='a way of its own')
 
 def test_root():
+    "In a copy the model itself becomes another one, in place it can't"
     net,x = branches(conv(padding=1), nn.Identity()).double().eval(),images
-    folder = BN_Folder(merge=True)
-    assert difference(tensors(net, x), tensors(folder.fold(net, x), x))==0
-    assert "the model's own forward" in folder.report.sums[0].reason
+    folder = BN_Folder(merge=True, verify=False)
+    want = tensors(net, x)
+    assert difference(want, tensors(folder.fold(net, x), x))<1e-9
+    assert folder.plan(net, x).sums==folder.report.sums and len(folder.report.merged)==1
+    assert folder.fold(net, x, inplace=True) is net
+    assert "the model's own forward" in folder.report.sums[0].reason and not folder.report.merged
+    assert difference(want, tensors(net, x))==0
+
+def test_root_and_parts():
+    "A sum of the model itself, of what a part adds up"
+    parts = dict(part=branches(normed(conv(padding=1)), nn.BatchNorm2d(4)), a=conv(padding=1), b=normed(conv(k=1)))
+    net = live(Block(lambda m,x: (lambda y: m.a(y) + m.b(y))(m.part(x).relu()), **parts))
+    for verify in (False,True):
+        folder = BN_Folder(merge=True, verify=verify)
+        folded = folder.fold(net, images)
+        assert len(folder.report.merged)==2 and not folder.report.kept, folder.report
+        assert {o.name for o in folder.report.merged}=={n for n,m in folded.named_modules() if type(m) is nn.Conv2d}
+        for x in (images, batch(1, 4, 3, 3)): assert difference(tensors(net, x), tensors(folded, x))<1e-9
 
 def test_unused_parameters():
     refuses(Block(lambda m,x: m.a(x) + x, a=conv(padding=1), aux=conv()), why="doesn't use")

@@ -590,10 +590,14 @@ def test_terms_with_gradient():
     assert difference([grads[0]], [grads[1]])<1e-9
 
 def test_root_that_is_a_graph():
-    "Nothing is put in place of the model itself, a graph or not"
+    "A graph merges like any forward"
     block = Block(lambda m,x: m.a(x) + x.relu() + m.b(x) + m.n(x), a=conv(padding=1), b=conv(k=1), n=nn.BatchNorm2d(4))
     for net in live(block), torch.fx.symbolic_trace(live(block)):
         folder = BN_Folder(merge=True, verify=False)
         want,folded = tensors(net, images),folder.fold(net, images)
         assert difference(want, tensors(folded, images))<1e-9
+        assert len(folder.report.merged)==1 and not folder.report.kept
+        assert difference(want, tensors(net, images))==0
+        folder.fold(net, images, inplace=True)
+        assert difference(want, tensors(net, images))<1e-9
         assert not folder.report.merged and "the model's own forward" in folder.report.sums[0].reason

@@ -42,7 +42,7 @@ class Question:
         return self.kind=='lost' or is_any or not is_settled or len(self.counts)>1
 
 # %% ../../nbs/core/11_answers.ipynb #35dc5130
-Place = tuple[CodeType,Any] # A code object, and the position in its source
+Place = tuple[CodeType|None,Any] # A code object, and the position in its source; or None, and the name of an input
 
 @cache
 def position(code:CodeType, instruction:int) -> Any:
@@ -76,7 +76,7 @@ class Asker(NamedTuple):
 def takes_ints(by:Asker) -> bool:
     "Tell whether `by` is PyTorch's `vmap`, which only counts items, by code that takes nothing but an `int`"
     (code,_),_ = by.at
-    return 'functorch' in code.co_filename
+    return code is not None and 'functorch' in code.co_filename
 
 # %% ../../nbs/core/11_answers.ipynb #ab21649b
 class Questions:
@@ -110,13 +110,15 @@ class Questions:
         if is_taken:
             for note in self.news: note()
             self.batches.add(self.batch)
-            for call,answers in self.chosen.items(): self.note_together(call, answers)
+            flags = self.chosen.pop(0, {})
+            self.note_together(flags)
+            for call,answers in self.chosen.items():
+                for q,(_,sources) in answers.items(): q.counts.add(self.repeats[call,q.at[0],sources])
+                self.note_together(flags | answers)
         self.is_running = False
 
-    def note_together(self, call:int, answers:dict[Question,Any]) -> None: # call: the number of the call of a module
-        "Note what was answered in one call"
-        for q,(answer,sources) in answers.items():
-            q.counts.add(self.repeats[call,q.at[0],sources])
+    def note_together(self, answers:dict[Question,Any]) -> None:
+        "Note what was answered in one call of a module"
         for n in (2,3) if len(answers)<10 else (2,):
             for some in combinations(answers, n):
                 self.together.setdefault(some, set()).add(tuple(answers[q][0] for q in some))
@@ -161,8 +163,8 @@ class Questions:
     def marked(self, res:Any, sources:frozenset[Hashable]) -> Any:
         "Return the numbers `res` so that they remember their `sources`"
         if type(res) is tuple: return tuple(self.marked(o, sources) for o in res)
-        n = stand_in(res, sources, self)
-        return self.lose(sources, res) if type(res) in self.unmarked else n
+        if type(res) not in self.unmarked: return stand_in(res, sources, self)
+        return self.ask(sources, res) if type(res) is bool else self.lose(sources, res) # a flag has two values
 
     def ask(self, sources:frozenset[Hashable], answer:bool, by:Asker|None=None) -> bool: # The answer to give
         "Note a question that decides about the way to go"
@@ -244,6 +246,11 @@ class Questions:
             return self.container(list, map(told, o), source) if isinstance(o, list) else self.marked(o, source)
         return told(out)
 
+    def door(self, label:str) -> Asker:
+        "Tell that the input `label` is asked about before anything runs"
+        name,_ = self.call
+        return Asker(name, ((None, label), 1), 1)
+
     def given(self, label:str, o:Any) -> Any: # What stands for `o`, if anything can
         "Note that the model is given `o` as the input `label`"
         if type(o) in HELD: return self.held(label, o)
@@ -253,6 +260,7 @@ class Questions:
         plain = o.item() if isinstance(o, np.number) else o
         self.tell(source, 'one', 'another')
         if type(plain) not in KINDS and is_untold(plain): self.lose(frozenset({source}))
+        if type(plain) is bool and bool in self.unmarked: return self.ask(frozenset({source}), plain, self.door(label))
         marked = self.marked(plain, frozenset({source}))
         return marked if isinstance(marked, FromInput) else o
 

@@ -225,14 +225,14 @@ def left_none(model:nn.Module, call:Pass) -> list[str]: # Names of arguments
 # %% ../../nbs/core/16_evidence.ipynb #e62aa65f
 def follow_options(rec:Recorder, model:nn.Module, call:Pass) -> None:
     "Follow `call` with tensors for what is None, each the first that `model` takes, and all of them together"
-    options,likely = named(model, call, with_defaults=True),guesses(call)
+    given,likely = named(model, call, with_defaults=False),guesses(call)
     taken = dict[str,Tensor]()
     for name in left_none(model, call):
         for t in likely:
-            if rec.attempt(with_inputs(call, ((), options | {name: t}))):
+            if rec.attempt(with_inputs(call, ((), given | {name: t}))):
                 taken[name] = t
                 break
-    if len(taken)>1: rec.attempt(with_inputs(call, ((), options | taken)))
+    if len(taken)>1: rec.attempt(with_inputs(call, ((), given | taken)))
 
 # %% ../../nbs/core/16_evidence.ipynb #cbf3e5c3
 def without_option(model:nn.Module, call:Pass, name:Any) -> Pass: # Without a result

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves
 from .ops import OpRule, OPS, UNKNOWN
-from .numbers import FromInput, plain_in, STOOD_FOR
+from .numbers import FromInput, plain_in
 from .answers import Questions
 from .record import new_record, Op, Span, storage_of, Value, Values
 from .holders import tensors_in
@@ -294,7 +294,7 @@ class ModuleRecorder(FunctionRecorder):
         where,left = self.record.names.get(m, type(m).__name__),left_out(m.forward, args, kwargs)
         labels = {k:f'{where}.{k}'.strip('.') for k,o in left.items() if o is not None}
         given = {k:self.questions.given(label, left[k]) for k,label in labels.items()}
-        return given if self.questions.unmarked!=STOOD_FOR else {}
+        return {k:o for k,o in given.items() if o is not left[k]}
 
     def note_inputs(self, m:nn.Module, args:tuple, kwargs:dict) -> None:
         "Note what the source of `m`, which gets what the model is given, asks about that, and no tensor shows"

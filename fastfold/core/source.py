@@ -6,7 +6,7 @@
 __all__ = ['own_methods', 'names_in', 'names_read', 'nodes_of', 'source_of', 'methods_run', 'nodes_run', 'functions_mentioned',
            'source_run', 'is_whole_call', 'uses_of', 'is_called', 'compared_in', 'names_tested', 'tested',
            'types_tested', 'names_of_self', 'is_part', 'part_calls', 'looked_into', 'parts_told', 'kinds_named',
-           'kinds_asked_for', 'catches', 'only_cuts', 'is_used_once', 'parameters_of', 'arguments_of',
+           'kinds_asked_for', 'goes_on', 'catches', 'only_cuts', 'is_used_once', 'parameters_of', 'arguments_of',
            'takes_any_number', 'most_arguments', 'takes_more', 'arguments', 'left_out', 'in_order']
 
 # %% ../../nbs/core/12_source.ipynb #23055377
@@ -213,10 +213,18 @@ def kinds_asked_for(cls:type) -> frozenset[type]: # Of numbers, strings and cont
     return frozenset().union(*found)
 
 # %% ../../nbs/core/12_source.ipynb #d1e586df
+def goes_on(h:ast.ExceptHandler) -> bool:
+    "Tell whether a forward may go on after `h` has caught an error that depends on what is in a batch"
+    leaves = any(isinstance(n, (ast.Return,ast.Continue,ast.Break)) for n in ast.walk(h))
+    is_raised = isinstance(h.body[-1], ast.Raise) and not leaves
+    is_of_types = isinstance(h.type, ast.Name) and h.type.id=='TypeError'
+    return not (is_raised or is_of_types)
+
+# %% ../../nbs/core/12_source.ipynb #e9e4bae8
 @cache
 def catches(cls:type) -> bool:
-    "Tell whether a method of `cls` catches errors"
-    return any(isinstance(n, ast.Try) and n.handlers for n in nodes_run(cls))
+    "Tell whether a method of `cls` catches errors, and goes on"
+    return any(goes_on(h) for n in nodes_run(cls) if isinstance(n, ast.Try) for h in n.handlers)
 
 # %% ../../nbs/core/12_source.ipynb #de4f8941
 _decides = (ast.If, ast.IfExp, ast.While, ast.For, ast.Compare, ast.BoolOp, ast.Assert, ast.Try, ast.Raise, ast.Match,

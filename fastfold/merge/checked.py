@@ -9,7 +9,8 @@ __all__ = ['Merged', 'without_wrong', 'merge_layers']
 from dataclasses import dataclass
 import warnings
 from torch import nn
-from ..core.changes import applied, Change
+from ..core.changes import Change
+from ..core.copies import changed
 from ..core.inspect import Rules
 from ..core.answers import Questions
 from ..core.record import Pass
@@ -36,9 +37,9 @@ def without_wrong(
     "Leave out one merge after the other until the outputs agree"
     refused = list[Refusal]()
     def results(ms):
-        with applied(model, block_changes(model, ms)) as m: return check.results(m)
+        with changed(model, block_changes(model, ms)) as m: return check.results(m)
     while merges:
-        check,got = compared(check, lambda: applied(model, block_changes(model, merges)))
+        check,got = compared(check, lambda: changed(model, block_changes(model, merges)))
         err = check.error(got)
         if check.accepts(got): return merges,refused,err
         at = first_bad(len(merges), lambda n: check.accepts(results(merges[:n])))
@@ -57,10 +58,12 @@ def merge_layers(
     verify:bool=True, # Compare the outputs?
     tol:float|None=None, # Largest relative difference allowed; by default what rounding explains
     questions:Questions|None=None, # Asked by the model in other passes
-    passes:list[Pass]|None=None # What it returns, to compare with; by default on the example batch
+    passes:list[Pass]|None=None, # What it returns, to compare with; by default on the example batch
+    replaces_root:bool=False # May the model itself become another one?
 ) -> Merged:
     "Find out which parallel layers of `model` become one, as far as one example batch shows"
     finder = finder_of(model, args, kwargs, rules, questions)
+    finder.replaces_root = replaces_root
     merges,refused = find_merges(finder)
     err = None
     if merges and verify:

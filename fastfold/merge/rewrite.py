@@ -44,11 +44,11 @@ class Merge:
     parts:list[str]=field(default_factory=list) # Names of modules that do nothing else, such as one that multiplies
 
     @property
-    def new_layer(self) -> str: return f'{self.region.block}.{self.name}' # Its name in the model
+    def new_layer(self) -> str: return f'{self.region.block}.{self.name}'.lstrip('.') # Its name in the model
     @property
     def factors(self) -> list[str]:
         "List the parameters that aren't needed any more, and the modules that did nothing but to use them"
-        return [f'{self.region.block}.{n.target}' for n in self.gone if n.op=='get_attr'] + self.parts
+        return [f'{self.region.block}.{n.target}'.lstrip('.') for n in self.gone if n.op=='get_attr'] + self.parts
 
 # %% ../../nbs/merge/08_rewrite.ipynb #14ba8432
 class Refusal(NamedTuple):
@@ -70,7 +70,7 @@ def whole_parts(finder:Finder, r:Region) -> list[str]:
 def make_merge(finder:Finder, r:Region) -> Merge: # r: a region, or some terms of a sum
     "Make what takes the place of `r`; refuse if that can't be"
     if problem := find_problem(finder, r): raise problem
-    if not r.block: raise CannotMerge('root')
+    if not (r.block or finder.replaces_root): raise CannotMerge('root')
     graph = block_graph(finder, r.block, [r])
     k = RegionKernel(finder, r).calculate()
     before,after = work(finder, r, k)
@@ -154,8 +154,8 @@ def give_names(merges:list[Merge]) -> None: # merges: all of one module
     used = reserved | {n.target for n in merges[0].graph.nodes if n.op in ('call_module','get_attr') and n not in gone}
     for m in merges:
         if not m.layer: continue
-        inside = len(m.region.block)+1
-        m.name = free_name(m.region.largest.name[inside:], used)
+        inside = m.region.largest.name.removeprefix(f'{m.region.block}.')
+        m.name = free_name(inside, used)
         used.add(m.name)
 
 # %% ../../nbs/merge/08_rewrite.ipynb #4dc73c5b
@@ -195,7 +195,7 @@ def lost(block:nn.Module, new:nn.Module, merges:list[Merge]) -> list[str]: # The
 # %% ../../nbs/merge/08_rewrite.ipynb #962c283e
 def by_block(merges:list[Merge]) -> dict[str,list[Merge]]: # Name of the module -> its merges; inner modules first
     "Sort `merges` by the module that they are in"
-    def depth(m): return len(m.region.block.split('.'))
+    def depth(m): return len(f'{m.region.block}.'.lstrip('.').split('.')) # the model itself has 1
     res:dict[str,list[Merge]] = {}
     for m in sorted(merges, key=depth, reverse=True): res.setdefault(m.region.block, []).append(m)
     return res
@@ -332,7 +332,7 @@ def block_changes(
         res.append(GraphRewrite('', 'graph', 'graph', model.graph, None, biases=[*biases]))
     for name,ms in by_block(merges).items():
         old = model.get_submodule(name)
-        is_graph = not name and isinstance(model, fx.GraphModule)
+        is_graph = not name and isinstance(model, fx.GraphModule) and not any(m.layer for m in ms)
         if is_graph: res.append(GraphRewrite('', 'graph', 'graph', model.graph, None, merges=ms, biases=[*biases]))
         elif not name: res.append(Rewrite('', 'root', '', old, None, merges=ms, is_root=True))
         else: res += [Rewrite(n, '_modules', k, old, None, merges=ms) for n,k in places[id(old)]]
