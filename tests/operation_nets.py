@@ -2807,3 +2807,76 @@ class AsymmetricReflectInConv(B):
         class Named(nn.Conv2d): pass
         super().__init__(n=BN(3), c=Named(3,6,(3,5),padding=(1,2),padding_mode='reflect'))
     def forward(self, x): return self.c(self.n(x)).relu()
+
+group('3')
+@must(IM(), 1)
+class TwoInPlace(B):
+    def __init__(self): super().__init__(c=Conv(), w=par(6,1,1), b=par(6,1,1), n=BN(6))
+    def forward(self, x):
+        y = self.c(x)
+        y *= self.w
+        y += self.b
+        return self.n(y).relu()
+
+@must(IM(), 1)
+class SumInPlace(B):
+    def __init__(self): super().__init__(c=Conv(), d=Conv(), n=BN(6))
+    def forward(self, x):
+        y = self.c(x)
+        y += self.d(x)
+        return self.n(y).relu()
+
+@trap(IM())
+class InPlaceSeenByView(B):
+    "A view made before shows what is written, too"
+    def __init__(self): super().__init__(c=Conv(), b=par(6,1,1), n=BN(6))
+    def forward(self, x):
+        y = self.c(x)
+        z = y.flatten(1)
+        y += self.b
+        return self.n(y).relu(), z
+
+@trap(IM())
+class InPlaceOnPart(B):
+    def __init__(self): super().__init__(c=Conv(), b=par(3,1,1), n=BN(3))
+    def forward(self, x):
+        y = self.c(x)
+        z = y[:,:3]
+        z += self.b
+        return self.n(z).relu(), y
+
+@trap(IM(c=6))
+class InPlaceOnInput(B):
+    def __init__(self): super().__init__(c=Conv(6), b=par(6,1,1), n=BN(6))
+    def forward(self, x):
+        y = x.mul_(self.b)
+        return self.n(y).relu() + self.c(x)
+
+@trap(IM())
+class InPlaceOnParameter(B):
+    "Writes into a buffer, which is another one at the next call"
+    def __init__(self):
+        super().__init__(c=Conv(), n=BN(6))
+        self.register_buffer('b', torch.ones(6,1,1))
+    def forward(self, x):
+        y = self.b.add_(self.c(x).mean((0,2,3), keepdim=True)[0])
+        return self.n(y[None]).relu()
+
+@trap(IM())
+class InPlaceKept(B):
+    def __init__(self): super().__init__(c=Conv(), b=par(6,1,1), n=BN(6))
+    def forward(self, x):
+        self.kept = y = self.c(x)
+        y += self.b
+        out = self.n(y).relu()
+        return out + self.kept
+
+@trap(IM())
+class NormThenInPlace(B):
+    "What the norm leaves untouched is written into once it is gone"
+    def __init__(self): super().__init__(c=Conv(), d=Conv(6), b=par(6,1,1), n=BN(6))
+    def forward(self, x):
+        y = self.c(x)
+        z = self.n(y)
+        z += self.b
+        return self.d(z).relu() + y

@@ -29,7 +29,9 @@ def variables(op:Op) -> list[Value]:
 # %% ../../nbs/core/21_crossing.ipynb #19708a71
 def probe_shape(op:Op, v:Value) -> tuple[int,...]: # v: an input of `op`
     "Return the smallest shape of a tensor in place of `v` that shows all numbers of `op`"
-    return (1, v.shape[1], *(1,)*(len(v.shape)-2)) if op.rule.does==NORMALIZES else ()
+    if op.rule.does==NORMALIZES: return 1, v.shape[1], *(1,)*(len(v.shape)-2)
+    constants = [o.shape for o in op.inputs if o.content] if op.in_place else [] # what is written into isn't broadcast
+    return tuple(torch.broadcast_shapes(*constants))
 
 # %% ../../nbs/core/21_crossing.ipynb #b5d52e25
 def coefficients(op:Op) -> tuple[dict[Value,Tensor],Tensor]: # Factor of each term, and what is added; float64
@@ -205,8 +207,8 @@ CROSSINGS:dict[str,Crossing] = {
 
 # %% ../../nbs/core/21_crossing.ipynb #600abb58
 def crossing_of(op:Op) -> Crossing|None:
-    "Return the rule for crossing `op`, if there is one; what writes into its input is not crossed"
-    return None if op.rule.writes else op.rule.cross or CROSSINGS.get(op.rule.does)
+    "Return the rule for crossing `op`, if there is one"
+    return op.rule.cross or CROSSINGS.get(op.rule.does)
 
 # %% ../../nbs/core/21_crossing.ipynb #37c75694
 def check_requests(requests:Any) -> None: # requests: what a rule has returned
