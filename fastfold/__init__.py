@@ -1,4 +1,4 @@
-"Fold BatchNorm into the layers beside it: smaller, faster fastai and PyTorch models with the same predictions"
+"Remove BatchNorm from trained PyTorch and fastai models without changing what they compute"
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

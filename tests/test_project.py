@@ -29,6 +29,17 @@ def test_in_step(cmd, copy_to, tmp_path):
     changed = sorted(k for k in {*before, *after} if before.get(k)!=after.get(k))
     if changed: pytest.fail(f'`{cmd}` changes {", ".join(changed)}: run it and commit what it makes', pytrace=False)
 
+def test_address(root, monkeypatch):
+    "One place has the public address, and all else follows from it"
+    monkeypatch.syspath_prepend(str(root/'tools'))
+    from readme import absolute, address
+    to,cited = address(),(root/'CITATION.cff').read_text(encoding='utf-8')
+    assert f'repository-code: {to}\n' in cited if to else 'repository-code' not in cited
+    md = '![a](images/b.png) [c](nbs/d.ipynb) [e](CONTRIBUTING.md) [f](#g)'
+    assert absolute(md, '')==md
+    there = 'https://host/us/fastfold'
+    assert absolute(md, there).count(there)==3 and '![a](https://host/us/fastfold/raw/HEAD/images/b.png)' in absolute(md, there)
+
 @pytest.fixture(scope='module')
 def wheel(copy_to, tmp_path_factory):
     "The wheel, built from the source distribution as an installer would"
