@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['alone', 'seed_all', 'fixed_rng', 'put_back', 'pending', 'settle', 'Modes', 'kept', 'put_in_evaluation', 'evaluating',
-           'guarded', 'run', 'undone_on_failure']
+           'guarded', 'run', 'by_itself', 'undone_on_failure']
 
 # %% ../../nbs/core/08_state.ipynb #f83de67a
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any, Callable, Iterator
 from weakref import WeakKeyDictionary
 import random, threading
@@ -148,6 +149,16 @@ def run(
 ) -> Any: # What the model returns
     "Return what `model` makes of these inputs in evaluation"
     with guarded(model): return model(*args, **(kwargs or {}))
+
+# %% ../../nbs/core/08_state.ipynb #d914a6f4
+def by_itself(f:Callable) -> Callable: # f: a method that takes a model
+    "Run `f` while no other thread folds, after putting back what an interrupted call has left in the model"
+    @wraps(f)
+    def _f(self, model, *args, **kwargs):
+        with alone, torch.inference_mode(False):
+            if isinstance(model, nn.Module): settle(model)
+            return f(self, model, *args, **kwargs)
+    return _f
 
 # %% ../../nbs/core/08_state.ipynb #29a50191
 @contextmanager

@@ -21,12 +21,12 @@ from ..core.changes import Change, revert
 from ..core.example import inferred
 from ..core.passes import Inputs
 from ..core.refusals import Both, Reason, Text
-from ..folder import BN_Folder, by_itself, parameter_count
+from ..folder import BN_Folder, parameter_count
 from ..report.rows import FoldReport, FoldRow
 from .distributed import loaders_of
 from .input_norm import as_norm, input_map, InputNorm, Normalized, normalized_inputs, normalizes
 from .input_norm import same_norm, the_normalize
-from ..core.state import undone_on_failure
+from ..core.state import by_itself, undone_on_failure
 
 # %% ../../nbs/training/05_normalize.ipynb #2d4bc4da
 def fold_norm(
