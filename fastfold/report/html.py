@@ -53,11 +53,11 @@ def table(
     header:Sequence[str], # Plain text
     rows:Sequence[Sequence], # A list of cells per row: plain text, a tag, or a tuple of both
 ) -> FT:
-    "Make a table aligned to the left, whatever the notebook's own style says"
+    "Make a table aligned to the left, whatever the notebook's own style says; each cell knows the header above it"
     left = 'text-align:left; vertical-align:top'
     head = Tr(*[Th(o, style=left) for o in header])
-    body = [Tr(*[Td(o, style=left) for o in row]) for row in rows]
-    return Table(Thead(head), Tbody(*body))
+    body = [Tr(*[Td(o, style=left, data_label=h) for h,o in zip(header, row)]) for row in rows]
+    return Table(Thead(head), Tbody(*body), cls='rows')
 
 # %% ../../nbs/report/03_html.ipynb #150375af
 def words(*content) -> FT: # content: tags and strings that may be broken anywhere
@@ -149,6 +149,13 @@ table { border-collapse: collapse; margin: .5rem 0 1.5rem }
 th, td { padding: .3rem 1rem .3rem 0; border-bottom: 1px solid #8885 }
 th { white-space: nowrap }
 summary { cursor: pointer }
+@media (max-width: 40rem) { /* a phone has no room for columns, so the cells of a row stand one under the other */
+  .rows, .rows tbody, .rows tr, .rows td { display: block }
+  .rows thead { display: none }
+  .rows tr { padding: .4rem 0; border-bottom: 1px solid #8885 }
+  .rows td { padding: .1rem 0; border: 0; overflow-wrap: anywhere }
+  .rows td::before { content: attr(data-label) " "; font-size: .85em; opacity: .7 }
+}
 """
 
 def report_page(
