@@ -17,10 +17,10 @@ def network():
     return nn.Sequential(ConvLayer(3,8), ConvLayer(8,8,stride=2), AvgPool(), nn.Flatten(),
         LinBnDrop(32,8,p=.5,act=nn.ReLU()), LinBnDrop(8,2,p=.5))
 
-def learner(path, *cbs, model=None, picture=picture):
+def learner(path, *cbs, model=None, picture=picture, device='cpu'):
     set_seed(42)
     dsets = Datasets(range(48), [[picture],[label]], splits=(list(range(32)), list(range(32,48))))
-    dls = dsets.dataloaders(bs=8, device='cpu', num_workers=0)
+    dls = dsets.dataloaders(bs=8, device=device, num_workers=0)
     if model is None: model = network()
     learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=path, cbs=list(cbs))
     learn.logger = noop
