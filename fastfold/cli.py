@@ -14,7 +14,13 @@ from typing import Annotated, BinaryIO, Callable, Iterator
 from fastcore.script import anno_parser
 from . import __version__
 from .core.refusals import short_message
-from .lab.options import check_least, check_writable, find_arch, find_device, open_folder
+from .lab.options import check_least, check_space, check_writable, find_arch, find_device
+from .lab.options import made_directory
+
+# %% ../nbs/05_cli.ipynb #4d0cfa30
+def announce_imports()->None:
+    "Say that the libraries are being loaded, which takes some seconds, unless they are there"
+    if 'torch' not in sys.modules: print('Loading PyTorch and fastai ...', file=sys.stderr, flush=True)
 
 # %% ../nbs/05_cli.ipynb #fc48a79d
 @contextmanager
@@ -31,35 +37,44 @@ def demo(
     bs:int=16, # Batch size for training
     arch:str='resnet18', # Architecture, by its name in fastai, torchvision or timm
     seed:int=42, # For all that is random
-    out:str='fastfold-demo', # Folder for folded.pkl, report.html and report.png
+    out:str='fastfold-demo', # Directory for report.html, report.png and folded.pkl
     device:str|None=None, # Such as cpu, cuda, cuda:1 or mps; a GPU by CUDA if there is one, else the CPU
+    pets:bool=False, # Download photographs of pets unless they are there already? Without, drawings take their place
 )->None:
     "Train a network to tell cats from dogs, fold it, and show what changed"
-    check_least(1, epochs=epochs, size=size)
-    check_least(2, bs=bs)
+    check_least(1, epochs=epochs)
+    check_least(2, size=size, bs=bs)
+    with made_directory(out) as path: pass # it is made for good when there is something to save
     progress = sys.stdout.isatty()
     with libraries_silenced():
-        from fastfold.lab.comparison import compare
-        from fastfold.lab.demo import pets_learner, save, train
-        from fastfold.lab.pets import pets
-        model = find_arch(arch)
+        announce_imports()
         where = find_device(device)
-        path = open_folder(out)
-        with pets(seed, progress) as images:
+        model = find_arch(arch)
+        from fastfold.lab import pets as pictures
+        from fastfold.lab.comparison import compare
+        from fastfold.lab.demo import pets_learner, predict_both, save, train, try_network
+        check_space(path, try_network(model, size) + 2_000_000) # the weights, and some for the page
+        with pictures.pets(pets, seed, progress) as images:
             learn = pets_learner(images, model, size, bs, seed, where)
             data = f'{len(learn.dls.train_ds)} pictures of {size} pixels'
             times = f'{epochs} epoch{"s"*(epochs>1)}'
             print(f'{arch} learns to tell cats from dogs: {data}, {times}, on {where}', flush=True)
             train(learn, epochs, progress)
+            print('Comparing the network before and after folding ...', flush=True)
             res = compare(learn, progress)
-        print(f'\n{res}\n\nIn {out}: {", ".join(o.name for o in save(res, learn, path))}')
+            preds = predict_both(learn)
+            print(f'\n{res}\n', flush=True)
+            about = f'A {arch} learned to tell cats from dogs, from {data} in {times}.'
+            with made_directory(path): files = save(res, preds, learn, path, about)
+        print(f'In {out}: {", ".join(o.name for o in files)}')
+        print(f"Open {Path(out)/'report.html'} in a browser; load_learner('{Path(out)/'folded.pkl'}') of fastai loads the network")
 
 # %% ../nbs/05_cli.ipynb #22cac6ca
 def check_random(
     n:int, # Networks to make
     seed:int, # Of the first one
     progress:bool, # Show how far it is?
-    merge:bool, # Merge layers whose results are added up, too?
+    merge:bool, # Merge parallel layers whose results are summed, too?
     ask:bool, # Make networks that ask about their input?
 )->None:
     "Check random networks, and fail if one does"
@@ -74,13 +89,13 @@ def check_random(
 def check_known(
     archs:list[str]|None, # Names of networks, or JSON lists of them; some by default
     size:int, # Width and height of the pictures, pixels
-    peers:bool, # Try the other folders that are installed, too?
-    merge:bool, # Merge layers whose results are added up, too?
+    peers:bool, # Try the other tools that are installed, too?
+    merge:bool, # Merge parallel layers whose results are summed, too?
     seed:int, # For all that is random
-    out:str, # Folder to write to
+    out:str, # Directory to write to
     progress:bool, # Show how far it is?
 )->None:
-    "Fold architectures, save what became of them, and fail if one isn't as it should be"
+    "Fold architectures, print and save the results, and fail if one isn't as it should be"
     from fastfold.core.refusals import FoldError
     from fastfold.lab.models import architectures
     from fastfold.lab.trials import FOLDERS, fold_and_merge, installed, summary
@@ -90,17 +105,19 @@ def check_known(
         if net.missing: print(f'{net.name} is left out: {net.missing}')
     nets = [o for o in nets if not o.missing]
     if not nets: return
-    path = open_folder(out)
-    folders = installed()
-    if merge: folders['fastfold'] = fold_and_merge
+    with made_directory(out) as path: pass # it is made for good when there is something to save
+    tools = installed()
+    if merge: tools['fastfold'] = fold_and_merge
     if peers:
-        absent = [o for o in FOLDERS if o not in folders]
+        absent = [o for o in FOLDERS if o not in tools]
         for o in absent: print(f'{o} is not installed: pip install -e ".[peers]"')
-    else: folders = {'fastfold': folders['fastfold']}
-    trials = run(nets, folders, seed, progress)
+    else: tools = {'fastfold': tools['fastfold']}
+    trials = run(nets, tools, seed, progress)
     if all(t.folder=='original' for t in trials): raise FoldError(
         f'none of these networks can be made and run here: try a larger --size than {size}, or other names')
-    print(f'\n{summary(trials)}\n\nIn {out}: {", ".join(o.name for o in save(trials, path))}')
+    print(f'\n{summary(trials)}\n', flush=True)
+    with made_directory(path): files = save(trials, path)
+    print(f'In {out}: {", ".join(o.name for o in files)}')
     wrong = complaints(nets, trials)
     if wrong: raise FoldError(f'{"; ".join(wrong)}: report this, with the name of the network')
 
@@ -111,12 +128,12 @@ Names = Annotated[list[str]|None, dict(type=str, opt=False, nargs='*')]
 def zoo(
     archs:Names=None, # Networks of torchvision, timm, fastai or others (smp:Unet), or JSON lists; some by default
     size:int=64, # Width and height of the pictures, pixels; larger where a network needs it
-    peers:bool=False, # Try the other folders that are installed, too
-    merge:bool=False, # Merge layers whose results are added up, too
+    peers:bool=False, # Try the other tools that are installed, too
+    merge:bool=False, # Merge parallel layers whose results are summed, too
     fuzz:int=0, # Check that many random networks instead
     ask:bool=False, # Make random networks that ask about their input, and do something else for another one
     seed:int=0, # For all that is random
-    out:str='fastfold-zoo', # Folder for zoo.csv and zoo.png
+    out:str='fastfold-zoo', # Directory for zoo.csv and zoo.png
 )->None:
     "Fold many networks, count the norms that are left, and compare what comes out"
     check_least(1, size=size)
@@ -125,6 +142,7 @@ def zoo(
     if ask and not fuzz: raise ArgumentTypeError('only random networks ask: give their number with --fuzz')
     if ask and merge: raise ArgumentTypeError('networks that ask have nothing to merge: leave out --merge, or --ask')
     progress = sys.stdout.isatty()
+    announce_imports()
     with libraries_silenced():
         if fuzz: check_random(fuzz, seed, progress, merge, ask)
         else: check_known(archs, size, peers, merge, seed, out, progress)
@@ -137,7 +155,7 @@ def place_for(
 )->Path: # Where to write
     "Return the path to fold `file` to, if it can be written"
     path = Path(out) if out else Path(file).with_name(f'{Path(file).stem}-folded.pkl')
-    if path.is_dir(): raise ArgumentTypeError(f'{path} is a folder: give the name of a file')
+    if path.is_dir(): raise ArgumentTypeError(f'{path} is a directory: give the name of a file')
     if os.path.lexists(path) and not force:
         raise ArgumentTypeError(f'{path} is there already: --force replaces it, --out takes another name')
     check_writable(path.parent)
@@ -191,6 +209,7 @@ def fold(
     with libraries_silenced():
         with open_pickle(file, trust) as f:
             path = place_for(file, out, force)
+            announce_imports()
             from fastfold.saved import fold_whole, load_whole, save_whole
             where = find_device(device)
             print(f'loading {file} runs the code that is in it', file=sys.stderr, flush=True)
