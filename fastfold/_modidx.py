@@ -1365,7 +1365,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fastfold.lab.options.made_directory': ('lab/options.html#made_directory', 'fastfold/lab/options.py'),
                                       'fastfold.lab.options.short_cause': ('lab/options.html#short_cause', 'fastfold/lab/options.py')},
             'fastfold.lab.page': { 'fastfold.lab.page.Predictions': ('lab/page.html#predictions', 'fastfold/lab/page.py'),
-                                   'fastfold.lab.page.bar_tags': ('lab/page.html#bar_tags', 'fastfold/lab/page.py'),
+                                   'fastfold.lab.page.bar_tag': ('lab/page.html#bar_tag', 'fastfold/lab/page.py'),
                                    'fastfold.lab.page.comparison_page': ('lab/page.html#comparison_page', 'fastfold/lab/page.py'),
                                    'fastfold.lab.page.lane_tag': ('lab/page.html#lane_tag', 'fastfold/lab/page.py'),
                                    'fastfold.lab.page.latency_tags': ('lab/page.html#latency_tags', 'fastfold/lab/page.py'),

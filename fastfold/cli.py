@@ -66,8 +66,9 @@ def demo(
             print(f'\n{res}\n', flush=True)
             about = f'A {arch} learned to tell cats from dogs, from {data} in {times}.'
             with made_directory(path): files = save(res, preds, learn, path, about)
+        page,*_,network = [Path(out)/o.name for o in files]
         print(f'In {out}: {", ".join(o.name for o in files)}')
-        print(f"Open {Path(out)/'report.html'} in a browser; load_learner('{Path(out)/'folded.pkl'}') of fastai loads the network")
+        print(f'Open {page} in a browser. To use the network, load {network} with `load_learner` of fastai')
 
 # %% ../nbs/05_cli.ipynb #22cac6ca
 def check_random(

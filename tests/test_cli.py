@@ -1,8 +1,9 @@
 """The command line as a whole: exit codes, messages, the files it leaves, and that these need no fastfold. Notebooks
 can't show a process end"""
-import json,os,subprocess,sys,warnings
+import json,os,re,shutil,subprocess,sys,warnings
 from functools import partial
 from pathlib import Path
+from socket import gaierror
 from urllib.error import URLError
 import cloudpickle, pandas as pd, pytest, torch
 from torch import nn
@@ -19,11 +20,12 @@ def run(*args, **kwargs):
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    "The pictures of a demo without network, few of them and with hardly any timing; in a folder of its own"
+    "A demo without photographs and network, on few drawings, with hardly any timing, in a directory of its own"
     from fastfold.lab import comparison, pets
-    def no_network(url): raise URLError(OSError(-2, 'Name or service not known'))
+    def no_network(url): raise URLError(gaierror(-2, 'Name or service not known'))
     monkeypatch.setattr(pets, 'untar_data', no_network)
-    monkeypatch.setattr(pets, 'draw_pets', partial(pets.draw_pets, n=24))
+    monkeypatch.setattr(pets, 'local_pets', lambda: None)
+    monkeypatch.setattr(pets, 'N_DRAWN', 24)
     monkeypatch.setattr(comparison, 'compare', partial(comparison.compare, rounds=1, min_time=1e-4, batch_sizes=(1,)))
     monkeypatch.chdir(tmp_path)
     return pets
@@ -53,17 +55,40 @@ def test_usage(args, says, capsys):
     assert e.value.code==2 and says in capsys.readouterr().err
 
 @pytest.mark.parametrize('args,says', [
-    (['--epochs','0'], 'at least 1'), (['--bs','1'], 'at least 2'), (['--device','abacus'], "device 'abacus'"),
+    (['--epochs','0'], 'at least 1'), (['--bs','1'], 'at least 2'), (['--size','1'], 'size must be at least 2'),
+    (['--arch','mobilenet_v2'], "`vision_learner` can't build a classifier from 'mobilenet_v2' (it has no pooling"),
+    (['--arch','vgg11_bn','--size','16'], "'vgg11_bn' can't take pictures of 16 pixels"),
+    (['--device','abacus'], "device 'abacus'"),
     (['--device','cuda:99'], "device 'cuda:99'"), (['--arch','resnet81'], "no architecture 'resnet81': try resnet")])
 def test_options(args, says, small, capsys, tmp_path):
-    "What can't be had is said in one line, before anything is done"
+    "What isn't possible is said in one line, before anything is done"
     assert main(['demo', *args])==2
     out,err = capsys.readouterr()
     assert says in err and err.count('\n')==1 and not out and not any(tmp_path.iterdir())
 
-def test_arch_without_classifier(small, capsys):
-    assert main(['demo','--arch','mobilenet_v2'])==2
-    assert "'mobilenet_v2' is nothing that `vision_learner` can make" in capsys.readouterr().err
+@pytest.mark.parametrize('args,loaded', [
+    (['demo','--size','1'], []), (['demo','--out','file/below'], []), (['demo','--device','abacus'], ['torch']),
+    (['demo','--arch','resnet81'], ['torch'])], ids=lambda o: ' '.join(o))
+def test_refused_early(args, loaded, tmp_path, root):
+    "A mistake doesn't wait for what isn't needed to see it, and what takes long is announced"
+    (tmp_path/'file').touch()
+    code = """import sys, fastfold.cli
+try: code = fastfold.cli.main(sys.argv[1:])
+finally: print(code, sorted({'torch','fastai'} & set(sys.modules)))"""
+    res = run('-c', code, *args, cwd=tmp_path, env={**os.environ, 'PYTHONPATH':str(root)})
+    assert res.stdout in (f'{c} {loaded}\n' for c in (1, 2))
+    *before,last = res.stderr.splitlines()
+    assert before==(['Loading PyTorch and fastai ...'] if loaded else []) and last.startswith('fastfold demo: ')
+    assert [o.name for o in tmp_path.iterdir()]==['file']
+
+def test_small_disk(small, monkeypatch, capsys, tmp_path):
+    "The weights of a network must fit on the disk, which is found out before training"
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=1_000_000))
+    assert main(['demo'])==1
+    out,err = capsys.readouterr()
+    assert ': 1 MB are left and 49 MB are needed; make room, or' in err and err.count('\n')==1
+    assert not out and not any(tmp_path.iterdir())
 
 def test_unwritable(small, tmp_path, capsys):
     (tmp_path/'file').touch()
@@ -76,12 +101,34 @@ def test_unwritable(small, tmp_path, capsys):
     (OSError(28, 'No space left on device'), 1, 'No space left on device'),
     (RuntimeError('CUDA out of memory.\nTry less'), 1, 'CUDA out of memory.'),
     (KeyboardInterrupt(), 130, 'interrupted')])
-def test_failure(error, code, says, small, monkeypatch, capsys):
+def test_failure(error, code, says, small, monkeypatch, capsys, tmp_path):
     def fail(*args): raise error
     monkeypatch.setattr('fastfold.lab.demo.pets_learner', fail)
     assert main(['demo'])==code
     err = capsys.readouterr().err
     assert err.startswith('fastfold demo: ') and says in err and err.count('\n')==1
+    assert not any(tmp_path.iterdir()), 'an empty directory is left'
+
+short = 'demo --epochs 1 --size 32 --bs 8 --device cpu --out o/p'.split()
+
+full = OSError(28, 'No space left on device')
+
+@pytest.mark.parametrize('where,left,error,code,says', [
+    ('pathlib.Path.write_bytes', set(), full, 1, full.strerror),
+    ('torch.save', {'report.html','report.png'}, full, 1, full.strerror),
+    ('pathlib.Path.write_bytes', set(), KeyboardInterrupt(), 130, 'interrupted')], ids=['full','half full','interrupted'])
+def test_not_saved(where, left, error, code, says, small, monkeypatch, capsys, tmp_path):
+    "What can't be saved is on the screen already, and leaves no half of a file and no empty directory"
+    write = Path.write_bytes
+    def fail(what, *args, **kwargs):
+        if isinstance(what, Path) and what.suffix!='.part': return write(what, *args, **kwargs)
+        raise error
+    monkeypatch.setattr(where, fail)
+    assert main(short)==code
+    out,err = capsys.readouterr()
+    assert 'latency, batch of 1' in out and out.endswith('\n\n')
+    assert err.startswith('fastfold demo: ') and says in err and err.count('\n')==1
+    assert {o.name for o in tmp_path.rglob('*') if o.is_file()}==left and (tmp_path/'o').exists()==bool(left)
 
 def test_half_download(small, monkeypatch, tmp_path, capsys):
     "An interrupted download leaves nothing that looks like the start of one"
@@ -91,14 +138,36 @@ def test_half_download(small, monkeypatch, tmp_path, capsys):
         raise TimeoutError('timed out')
     monkeypatch.setattr(small, 'untar_data', broken)
     monkeypatch.setattr(small.URLs, 'path', lambda url: tmp_path/'oxford-iiit-pet.tgz')
-    with small.pets() as path: names = [o.name for o in (path/'images').iterdir()]
+    with small.pets(download=True) as path: names = [o.name for o in (path/'images').iterdir()]
     assert not part.exists() and len(names)==24 and not path.exists()
-    assert capsys.readouterr().out=="Oxford-IIIT Pets can't be had (timed out): drawing pictures instead\n"
+    assert capsys.readouterr().out.splitlines()==['Downloading Oxford-IIIT Pets (about 812 MB)',
+        "Couldn't download Oxford-IIIT Pets (timed out): using 24 drawn pictures"]
 
 def test_empty_download(small, monkeypatch, tmp_path):
     (tmp_path/'images').mkdir()
     monkeypatch.setattr(small, 'untar_data', lambda url: tmp_path)
-    with small.pets() as path: assert path!=tmp_path
+    with small.pets(download=True) as path: assert path!=tmp_path
+
+@pytest.fixture
+def fastai_home(tmp_path, monkeypatch):
+    "An empty place for what fastai downloads"
+    from fastai.data.external import fastai_cfg
+    monkeypatch.setenv('FASTAI_HOME', str(tmp_path))
+    fastai_cfg.cache_clear()
+    yield tmp_path
+    fastai_cfg.cache_clear()
+
+def test_local_pets(fastai_home):
+    "Photographs are found where fastai puts them, and looking for them makes nothing"
+    from fastfold.lab.pets import local_pets
+    assert local_pets() is None and not any(fastai_home.iterdir())
+    settings = '[DEFAULT]\ndata = data\narchive = archive\nstorage = tmp\nmodel = models\n'
+    (fastai_home/'config.ini').write_text(settings)
+    images = fastai_home/'data'/'oxford-iiit-pet'/'images'
+    images.mkdir(parents=True)
+    assert local_pets() is None
+    (images/'Bengal_1.jpg').touch()
+    assert local_pets()==images.parent
 
 def test_drawn_alike(small, tmp_path):
     "The same seed draws the same pictures, another one others"
@@ -120,14 +189,25 @@ with learn.no_bar(): print(learn.predict(PILImage.create(np.zeros((40,50,3), dty
 '''
 
 def test_demo(small, tmp_path, capsys):
-    assert main('demo --epochs 1 --size 32 --bs 8 --device cpu --out o/p'.split())==0
+    assert main(short)==0
     out,err = capsys.readouterr()
-    assert 'drawing pictures instead' in out and '22 of 22 norms folded' in out and 'latency, batch of 1' in out
-    assert '\r' not in out and not err
+    first,*_,last = out.splitlines()
+    assert first=='Using 24 drawn pictures; `fastfold demo --pets` downloads photographs (about 812 MB)'
+    assert '22 of 22 norms folded' in out and 'latency, batch of 1' in out and '\r' not in out and not err
+    assert last.startswith('Open o/p/report.html in a browser. To use the network, load o/p/folded.pkl with')
     assert {o.name for o in (tmp_path/'o/p').iterdir()}=={'folded.pkl','report.html','report.png'}
     assert (tmp_path/'o/p/report.png').read_bytes().startswith(b'\x89PNG')
     res = run('-c', load, 'o/p/folded.pkl', cwd=tmp_path)
     assert res.stdout in ('cat\n','dog\n'), res.stderr
+
+def test_demo_page(small, tmp_path, capsys):
+    "The page stands alone, shows pictures with a description each, and all predictions on the diagonal"
+    assert main([*short, '--pets'])==0
+    assert "Couldn't download Oxford-IIIT Pets (no network): using 24 drawn pictures" in capsys.readouterr().out
+    page = (tmp_path/'o/p/report.html').read_text(encoding='utf-8')
+    assert not re.search(r'<script|<link|(src|href)="(?!data:)|url\(', page)
+    assert page.count('<img')==page.count(' alt="A ')==4 and 'class="changed"' not in page # 4 are for validation
+    assert '<b>4 of 4</b> predictions are the same' in page and page.count('class="folded"')==22
 
 @pytest.fixture
 def zoo(monkeypatch, tmp_path):
@@ -197,7 +277,7 @@ def test_zoo_impossible(zoo, monkeypatch, tmp_path, capsys):
     out = capsys.readouterr().out
     assert 'fails: ImportError: it needs more' in out and '3 norms,   0 left' in out
     assert main('zoo unet_learner --out p'.split())==1
-    assert 'none of these networks' in capsys.readouterr().err and not any((tmp_path/'p').iterdir())
+    assert 'none of these networks' in capsys.readouterr().err and not (tmp_path/'p').exists()
 
 @pytest.mark.parametrize('error,code', [(OSError(28, 'No space left on device'), 1), (KeyboardInterrupt(), 130)])
 def test_zoo_no_halves(error, code, zoo, monkeypatch, tmp_path, capsys):
@@ -207,9 +287,9 @@ def test_zoo_no_halves(error, code, zoo, monkeypatch, tmp_path, capsys):
         raise error
     monkeypatch.setattr(zoo.Path, 'write_bytes', half)
     assert main('zoo tabular_learner'.split())==code
-    assert not any((tmp_path/'fastfold-zoo').iterdir())
-    err = capsys.readouterr().err
-    assert err.startswith('fastfold zoo: ') and err.count('\n')==1
+    assert not any(tmp_path.iterdir())
+    out,err = capsys.readouterr()
+    assert 'tabular_learner' in out and err.startswith('fastfold zoo: ') and err.count('\n')==1
 
 def test_zoo_merge(zoo, tmp_path, capsys):
     pytest.importorskip('timm')
@@ -307,8 +387,8 @@ def test_fold_process(d, root):
     "From the shell, with classes and functions of a notebook"
     env = {**os.environ, 'PYTHONPATH':str(root)}
     res = run('-m', 'fastfold.cli', 'fold', 'export.pkl', '-o', 'o.pkl', cwd=d, env=env)
-    assert res.returncode==0 and res.stdout.endswith('In o.pkl\n') and res.stderr==warning('export.pkl')
-    assert 'o.pkl' in files(d)
+    assert res.returncode==0 and res.stdout.endswith('In o.pkl\n') and 'o.pkl' in files(d)
+    assert res.stderr==f'Loading PyTorch and fastai ...\n{warning("export.pkl")}'
 
 def test_fold_model(d, capsys):
     model,x = network().eval(),torch.randn(4,3,8,8)
@@ -337,7 +417,7 @@ def test_fold_hooked(d):
     (['no.pkl'], "can't read no.pkl: No such file"), (['folder'], 'folder is not a file'),
     (['export.pkl','-o','other.pkl'], 'other.pkl is there already: --force'),
     (['export.pkl','-o','export.pkl'], 'export.pkl is there already: --force'),
-    (['export.pkl','-o','folder','--force'], 'folder is a folder'),
+    (['export.pkl','-o','folder','--force'], 'folder is a directory'),
     (['shared.pkl'], 'others can write to shared.pkl: add --trust'),
     (['export.pkl','--device','abacus'], "device 'abacus' can't be used")])
 def test_fold_refuses(args, says, d, capsys):

@@ -35,7 +35,7 @@ figure img {{ width:100%; display:block; border-radius:.4rem }}
 figure table {{ width:100%; font-size:.875rem; line-height:1.4; margin-top:.3rem; border-collapse:collapse }}
 figure th {{ font-weight:normal; text-align:left }}
 figure td:last-child {{ text-align:right; font-variant-numeric:tabular-nums }}
-.matrix {{ border-collapse:separate; border-spacing:4px; font-variant-numeric:tabular-nums }}
+.matrix {{ margin-left:-4px; border-collapse:separate; border-spacing:4px; font-variant-numeric:tabular-nums }}
 .matrix th {{ font-weight:normal; padding:.2rem .6rem; text-align:right }}
 .matrix td {{ min-width:4.5rem; padding:.8rem 0; text-align:center; border-radius:.3rem; background:#8882 }}
 .matrix td.same {{ background:color-mix(in srgb, var(--folded) 35%, transparent); font-weight:bold }}
@@ -46,22 +46,24 @@ figure td:last-child {{ text-align:right; font-variant-numeric:tabular-nums }}
 .marks span.kept {{ height:1.6rem; background:var(--kept) }}
 .stages {{ display:grid; font-size:.8rem; opacity:.8; text-align:center }}
 .stages span {{ border-left:1px solid #8886 }}
-.bars {{ display:grid; grid-template-columns:4rem 1fr 17rem; gap:.35rem .75rem; align-items:center; margin:.3rem 0 1.2rem }}
-.track {{ position:relative; height:1.3rem }}
+.timed {{ display:grid; grid-template:'name track said' / 4rem 1fr 22rem; gap:0 .75rem; align-items:center;
+  margin:.35rem 0 }}
+.said {{ grid-area:said }}
+.track {{ grid-area:track; position:relative; height:1.3rem }}
 .track * {{ position:absolute }}
 .bar {{ height:100%; background:var(--base); border-radius:.15rem }}
 .bar.folded {{ background:var(--folded) }}
 .spread {{ box-sizing:border-box; top:30%; height:40%; border:solid; border-width:0 2px; min-width:4px }}
-.spread::after {{ content:''; left:0; right:0; top:calc(50% - 1px); border-top:2px solid }}
+.spread::after {{ content:''; position:absolute; left:0; right:0; top:calc(50% - 1px); border-top:2px solid }}
 .scroll {{ overflow-x:auto; overflow-wrap:normal }}
 .scroll table {{ border-collapse:collapse; margin:.5rem 0 1.5rem }}
-.scroll th, .scroll td {{ padding:.3rem 1rem .3rem 0; border-bottom:1px solid #8885 }}
+.scroll th, .scroll td {{ padding:.3rem .9rem .3rem 0; border-bottom:1px solid #8885 }}
 summary {{ cursor:pointer }}
 @media (max-width:40rem) {{
   .pictures {{ grid-template-columns:repeat(2,1fr) }}
-  .bars {{ grid-template-columns:4rem 1fr }}
-  .bars .track {{ grid-column:1/-1 }}
-  .bars .said {{ grid-row:auto; order:-1; text-align:right }}
+  .timed {{ grid-template:'name said' 'track track' / 4rem 1fr }}
+  .said {{ text-align:right }}
+  .scroll {{ font-size:.875rem }}
 }}
 """
 
@@ -71,8 +73,8 @@ class Predictions(NamedTuple):
     files:list[Path] # Pictures
     classes:list[str] # Names
     truth:list[int] # Class that each picture shows
-    trained:'Tensor' # [N,C] probabilities with all norms
-    folded:'Tensor' # [N,C] the same without those that were folded
+    trained:Tensor # [N,C] probabilities with all norms
+    folded:Tensor # [N,C] the same without those that were folded
 
 # %% ../../nbs/lab/16_page.ipynb #6c4268e7
 def said_alike(
@@ -114,8 +116,9 @@ def picture_tags(
     "Show the first pictures, each with both predictions and their probabilities"
     shown = []
     for i,file in enumerate(p.files[:most]):
-        both = [prediction_row('trained', p.trained[i], p, p.truth[i]), prediction_row('folded', p.folded[i], p, p.truth[i])]
-        alt = f'A {p.classes[p.truth[i]]}'
+        truth = p.truth[i]
+        both = [prediction_row('trained', p.trained[i], p, truth), prediction_row('folded', p.folded[i], p, truth)]
+        alt = f'A {p.classes[truth]}'
         shown.append(Figure(Img(src=picture_data(file), alt=alt), Figcaption(Table(*both))))
     return Div(*shown, cls='pictures')
 
@@ -161,18 +164,18 @@ def stages_tag(
 def strip_tags(
     report:FoldReport,
 )->list[FT]: # Empty for a network without norms
-    "Draw the network as a strip, in order of execution: a line for each reason to keep norms, then one for those folded"
+    "Draw the network as a strip: a line for each reason to keep norms, then one for those folded"
     if not report.rows: return []
     told = facts(report)[0]
     lines = [lane_tag(o, report) for o in lanes(report.rows)]
     return [Div(*lines, stages_tag(report), role='img', aria_label=f'The network from input to output: {told}')]
 
 # %% ../../nbs/lab/16_page.ipynb #75f3eedf
-def bar_tags(
+def bar_tag(
     row:BenchRow,
     base:str, # Name of the model that others are compared with
     end:float, # Ratio at the right end of the scale
-)->list[FT]: # Three that stand side by side
+)->FT:
     "Draw the time of a model relative to another one, with the middle half of the rounds"
     is_base = row.model==base
     saved = time_saved(row.ratio, row.ratio_q1, row.ratio_q3)
@@ -181,7 +184,7 @@ def bar_tags(
         place = f'left:{100*row.ratio_q1/end:.1f}%; width:{100*(row.ratio_q3-row.ratio_q1)/end:.1f}%'
         bar.append(Div(cls='spread', style=place))
     told = show_ms(row.ms) if is_base else saved
-    return [Span(row.model), Div(*bar, cls='track', aria_hidden='true'), Span(told, cls='said')]
+    return Div(Span(row.model), Div(*bar, cls='track', aria_hidden='true'), Span(told, cls='said'), cls='timed')
 
 # %% ../../nbs/lab/16_page.ipynb #a5e76ae9
 def latency_tags(
@@ -191,9 +194,10 @@ def latency_tags(
     end = max(1., *(o.ratio_q3 for o in bench.rows))
     res = []
     for group in chunked(bench.rows, len(bench.params)):
-        bars = [tag for row in group for tag in bar_tags(row, bench.base, end)]
-        res += [P(f'Batch of {group[0].batch}', style='margin:0'), Div(*bars, cls='bars')]
-    return [*res, P(Small(bench_note(bench)[0].upper()+bench_note(bench)[1:]))]
+        bars = [bar_tag(row, bench.base, end) for row in group]
+        res += [P(f'Batch of {group[0].batch}', style='margin:1.2rem 0 0'), *bars]
+    note = bench_note(bench)
+    return [*res, P(Small(note[0].upper()+note[1:], '.'))]
 
 # %% ../../nbs/lab/16_page.ipynb #36583025
 def outcome(
@@ -223,12 +227,13 @@ def comparison_page(
 )->str: # A complete HTML document
     "Make the page of a classifier of pictures before and after its norms were folded"
     folding = 'To fold a norm (a BatchNorm) is to let the layer beside it do its work.'
-    both = 'Each was shown to the network with its norms, as it was trained, and without those that were folded.'
-    wrong = ' A cross marks a wrong answer.' if '✗' in to_xml(picture_tags(p)) else ''
+    both = 'Each was given to the network twice: as it was trained, and after its norms were folded.'
+    pictures = picture_tags(p)
+    wrong = ' A cross marks a wrong prediction.' if '✗' in to_xml(pictures) else ''
     sections = [
-        Section(H2('The same answers'), P(f'The first pictures of the validation set. {both}{wrong}'), picture_tags(p)),
-        Section(H2('All answers'), P(said_alike(p), ' What is not on the diagonal would have changed.'),
-            Div(matrix_tag(p), cls='scroll')),
+        Section(H2('Picture by picture'), P(f'The first pictures of the validation set. {both}{wrong}'), pictures),
+        Section(H2('All predictions'), P(said_alike(p), ' Numbers off the diagonal count those that changed.'),
+            matrix_tag(p)),
         Section(H2('What was folded'), P('The network from input to output, with a mark for each norm.'),
             *strip_tags(res.report)),
         Section(H2('How long a batch takes'), P('The bracket at the end of a bar spans the middle half of the rounds.'),
