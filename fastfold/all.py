@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BN_Folder', 'FoldCallback', 'FoldReport', 'FoldError', 'LayerRule', 'NormRule', 'OpRule', 'benchmark', 'fold_cost',
-           'draw_agreement', 'agreement', 'fold_conv_bn', 'fold_linear_bn', 'fold_normalize']
+           'draw_agreement', 'agreement', 'fold_conv_bn', 'fold_linear_bn', 'fold_normalize', 'drop_identities']
 
 # %% ../nbs/04_all.ipynb #efdb0889
 from .core.absorb import fold_conv_bn, fold_linear_bn, fold_normalize
@@ -12,10 +12,12 @@ from .core.refusals import FoldError
 from .core.ops import OpRule
 from .core.rules import LayerRule, NormRule
 from .folder import BN_Folder
+from .identities import drop_identities
 from .report.rows import FoldReport
 from .lab.agreement import agreement, draw_agreement
 from .lab.bench import benchmark
 from .lab.cost import fold_cost
 from .learner import FoldCallback
 _all_ = ['BN_Folder', 'FoldCallback', 'FoldReport', 'FoldError', 'LayerRule', 'NormRule', 'OpRule',
-    'benchmark', 'fold_cost', 'draw_agreement', 'agreement', 'fold_conv_bn', 'fold_linear_bn', 'fold_normalize']
+    'benchmark', 'fold_cost', 'draw_agreement', 'agreement', 'fold_conv_bn', 'fold_linear_bn', 'fold_normalize',
+    'drop_identities']

@@ -10,9 +10,10 @@ rooms = {'.'.join(f.relative_to(root).with_suffix('').parts): f for f in sorted(
 
 # part -> the parts that it may import; those at the top are single rooms
 floors = dict(core=[], report=['core'], merge=['core'], folder=['core', 'merge', 'report'],
-    training=['core', 'report', 'folder'], learner=['core', 'report', 'folder', 'training'],
-    saved=['core', 'report', 'folder', 'training', 'learner'],
-    lab=['core', 'merge', 'report', 'folder', 'learner'], all=['core', 'report', 'folder', 'learner', 'lab'],
+    identities=['core', 'report'], training=['core', 'report', 'folder'],
+    learner=['core', 'report', 'folder', 'training'], saved=['core', 'report', 'folder', 'training', 'learner'],
+    lab=['core', 'merge', 'report', 'folder', 'learner'],
+    all=['core', 'report', 'folder', 'identities', 'learner', 'lab'],
     cli=['core', 'report', 'folder', 'saved', 'lab'])
 
 def part(room): return room.split('.')[1]
