@@ -5,5 +5,5 @@ from setuptools import setup
 cfg = ConfigParser(delimiters=['='], interpolation=None)
 cfg.read('settings.ini', encoding='utf-8')
 reqs = cfg['DEFAULT']
-extras = {k: reqs[f'{k}_requirements'].split() for k in ('dev','peers')}
+extras = {k: reqs[f'{k}_requirements'].split() for k in ('dev','deploy','peers')}
 setup(install_requires=reqs['requirements'].split(), extras_require=extras)

@@ -54,7 +54,7 @@ def test_metadata(wheel, root):
     cfg = cfg['DEFAULT']
     info = next(o for o in zipfile.Path(wheel).iterdir() if o.name.endswith('.dist-info'))
     dist = PathDistribution(info)
-    extras = {f'{o}; extra == "{k}"' for k in ('dev','peers') for o in cfg[f'{k}_requirements'].split()}
+    extras = {f'{o}; extra == "{k}"' for k in ('dev','deploy','peers') for o in cfg[f'{k}_requirements'].split()}
     want = set(cfg['requirements'].split()) | extras
     assert set(dist.requires)==want
     assert dist.version==fastfold.__version__
