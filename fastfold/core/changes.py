@@ -172,10 +172,13 @@ def overflowing(plan:Plan, changes:list[Change]) -> dict[nn.Module,Reason]: # no
     "Find norms that would make a weight overflow"
     def is_finite(t): # the sum is quicker, but may overflow
         return t.sum(dtype=torch.float32).isfinite() or t.isfinite().all()
+    def is_broken(name): return not all(map(is_finite, plan.model.get_submodule(name).parameters(recurse=False)))
     bad = {c.owner:c.new.dtype for c in changes if c.kind=='_parameters' and not is_finite(c.new)}
     last = {owner_name(plan, e.layer):norm for norm,home in plan.homes.items() for e in home} # the last one
-    dtypes = {n:str(dtype).split('.')[-1] for n,dtype in bad.items()}
-    return {last[n]:reason('overflow', name=n, dtype=dtype) for n,dtype in dtypes.items() if n in last}
+    def why(n):
+        if is_broken(n): return reason('bad_layer', name=n)
+        return reason('overflow', name=n, dtype=str(bad[n]).removeprefix('torch.'))
+    return {last[n]:why(n) for n in bad if n in last}
 
 # %% ../../nbs/core/32_changes.ipynb #eb7a02f8
 def apply(model:nn.Module, changes:list[Change]) -> None:

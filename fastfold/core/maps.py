@@ -15,12 +15,12 @@ from operator import attrgetter
 from torch import fx, nn, Tensor
 from torch.nn.modules.batchnorm import _NormBase
 import torch
-from .affine import Affine
+from .affine import Affine, BadNumbers
 from .constants import is_in_sight
 from .crossing import coefficients, is_linear, variables
 from .ops import ADDS, MULTIPLIES, NORMALIZES, UNKNOWN
 from .record import Op, Record, Shown, Span, Value
-from .refusals import FoldError, Mention, Reason, reason, Refused
+from .refusals import Mention, Reason, reason, Refused
 from .request import per_channel, varies_along
 from .rules import LAYER_SCALES, NormRule
 
@@ -141,7 +141,8 @@ def finite_affine(norm:MapNorm, name:str) -> Affine:
     "Return what `norm` does to channels"
     assert norm.does
     if all(t.isfinite().all() for t in norm.does.affine): return norm.does.affine
-    raise FoldError(f"'{name}' ({norm.kind}) has numbers that are not finite: load a sound checkpoint")
+    raise BadNumbers(f"'{name}' ({norm.kind}) has numbers that are NaN or infinite: "
+        "train it again, or load a sound checkpoint")
 
 # %% ../../nbs/core/25_maps.ipynb #4d5b59b2
 _rule = NormRule(finite_affine, axis=attrgetter('does.axis')) # type: ignore[arg-type]
@@ -303,13 +304,16 @@ def show_forwards(
 def show_batch_norms(record:Record) -> dict[MapNorm,Reason]: # record: changed
     "Name what normalizes values with statistics of the batch, and say why it stays"
     res = dict[str,MapNorm]()
+    graphs = {n for m,n in record.names.items() if isinstance(m, fx.GraphModule)}
+    stay = dict[MapNorm,Reason]()
     for op in record.ops:
         if not uses_batch(op) or op.inputs[0].content: continue
         name = map_name(Chain([op]), record)
         if name in res: continue
         res[name] = MapNorm(None, op.name, is_norm=True)
         name_only(record, res[name], name, owner_of(Chain([op]), record))
-    return dict.fromkeys(res.values(), reason('batch_stats'))
+        stay[res[name]] = reason('exported') if op.where in graphs else reason('batch_stats')
+    return stay
 
 # %% ../../nbs/core/25_maps.ipynb #6baf89ed
 def show_maps(

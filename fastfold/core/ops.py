@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOVES', 'ADDS', 'MULTIPLIES', 'AVERAGES', 'EXTREMES', 'TOTALS', 'ATTENDS', 'SOFTMAX', 'HANDS_ON', 'NORMALIZES',
-           'WORDS', 'VIEW', 'MAY_COPY', 'PARTS', 'UNKNOWN', 'OPS', 'OpRule', 'operators', 'callables', 'rows']
+           'WORDS', 'VIEW', 'MAY_COPY', 'PARTS', 'UNKNOWN', 'OPS', 'OpRule', 'operators', 'callables', 'rows',
+           'is_curve', 'common_name']
 
 # %% ../../nbs/core/09_ops.ipynb #b2919917
 from dataclasses import dataclass
@@ -260,3 +261,28 @@ OPS:dict[Callable,OpRule] = { # operation -> its row
     **rows(NORMALIZES, dict.fromkeys(('batch_norm', 'native_batch_norm', '_native_batch_norm_legit_no_training'))),
     **_upsampling,
     **dict.fromkeys((torch.view_as_complex, torch.as_strided, Tensor.as_strided), OpRule(by_order=True))}
+
+# %% ../../nbs/core/09_ops.ipynb #8d3fc92a
+_modules = dict(ReLU='relu', ReLU6='relu6', LeakyReLU='leaky_relu', ELU='elu', GELU='gelu', SiLU='silu', Mish='mish',
+    Hardswish='hardswish', Hardsigmoid='hardsigmoid', Sigmoid='sigmoid', Tanh='tanh')
+_curves = set("""
+    prelu rrelu selu celu hardtanh hardshrink softshrink tanhshrink logsigmoid softplus softsign threshold glu
+    softmin softmax log_softmax gumbel_softmax layer_norm group_norm instance_norm rms_norm local_response_norm normalize
+    exp exp2 expm1 log log2 log10 log1p abs absolute square pow sqrt rsqrt reciprocal sin cos tan atan erf sign sgn
+    round floor ceil trunc clamp clip clamp_min clamp_max norm var std""".split()) | {*_modules.values()}
+
+def is_curve(name:str) -> bool: # name: as `common_name` gives it
+    "Tell whether the operation `name` is known not to be linear"
+    return name in _curves
+
+# %% ../../nbs/core/09_ops.ipynb #ac516fbd
+def common_name(
+    name:str, # Of a module's class, a function or a method
+    args:tuple=() # What it is called with, as far as that is known
+) -> str:
+    "Return the name that a report gives to an operation, however it is called"
+    if name.startswith('__') and name.endswith('__'): return name.strip('_')
+    name = _modules.get(name, name)
+    if name.rstrip('_') in _curves: name = name.rstrip('_')
+    is_relu6 = name=='hardtanh' and [o for o in args if isinstance(o, (int,float))][:2]==[0, 6]
+    return 'relu6' if is_relu6 else name

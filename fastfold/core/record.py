@@ -16,7 +16,7 @@ import torch
 from torch import nn, Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from .holders import tensors_in
-from .ops import OpRule, UNKNOWN
+from .ops import common_name, OpRule, UNKNOWN
 from .numbers import FromInput, in_containers, without_sources
 from .answers import Question, Questions
 from .refusals import ESCAPES, Mention, Reason, reason
@@ -86,7 +86,8 @@ class Op:
     @property
     def mention(self) -> Mention:
         "Return what a reason says of it"
-        return Mention(self.name, self.where, self.is_layer)
+        name = self.name if self.is_layer else common_name(self.name, self.args)
+        return Mention(name, self.where, self.is_layer)
 
     def argument(self, name:str, place:int, default:Any=None) -> Any:
         "Return what was given as `name`, or at that place among the positional arguments"

@@ -37,98 +37,121 @@ REASONS = { # key -> what is said about it
     'not_reached': Text("the example batch never runs it",
         "give an example batch that makes the model use it"),
     'choice': Text("'{name}' beside it is never run: which of them runs may depend on the input",
-        "fold by hand, or split the model by the choice"),
-    'acts': hopeless("it is followed by its own {what}",
-        "what comes after a norm can only be reached past that"),
-    'batch_stats': Text("it has no running statistics, so it normalizes with those of each batch",
+        "give an example that runs it, as in fold(model, xb, others=[(x2,)]), or fold each part by itself"),
+    'acts': hopeless("it applies its own {what}", "no norm can be moved past that"),
+    'batch_stats': Text("it normalizes with the statistics of each batch, and has no running ones",
         "train it with track_running_stats=True"),
+    'exported': Text("it was exported in training mode, and normalizes with the statistics of each batch",
+        "call the model's `eval()` before you export it"),
+    'not_finite': Text("its weights or statistics are NaN or infinite, or a variance is negative",
+        "train it again, or load a sound checkpoint"),
+    'half_stats': Text("its weights or statistics are infinite, more than {dtype} can hold",
+        "fold in float32, then convert"),
     'own_forward': Text("'{name}' is a {kind}, which computes something of its own",
         "give a rule for {kind} in `handlers`"),
-    'hooked': Text("'{name}' has a hook (its own or a global one), or a `forward` put in place of its own",
+    'hooked': Text("'{name}' has a hook (its own or a global one), or its `forward` was replaced",
         "remove the hook, if the model can do without"),
-    'changed': Text("'{name}' has attributes set in a forward",
-        "let it have them from the start"),
-    'read': hopeless("'{name}' has weights that are also read by {op}",
-        "they mean something else there"),
-    'replaced': hopeless("'{name}' is called with other weights than its own",
-        "the values that it is called with aren't in the model"),
-    'elsewhere': Text(
-        "it is also held outside of its parent (in a tuple, or by a function), where it can't be replaced",
+    'pruned': Text("'{name}' is pruned, and computes its {what} anew each time",
+        "make the pruning permanent first: prune.remove(layer, '{what}')"),
+    'changed': Text("a forward sets attributes of '{name}'", "set them when the model is made"),
+    'read': Text("{op} also reads the weights of '{name}'",
+        "give {op} a copy of them, if they needn't be shared"),
+    'replaced': Text("'{name}' is called with other weights than its own",
+        "load these weights into it, if they are always the same"),
+    'elsewhere': Text("something besides its parent holds it (a tuple or a function), where it can't be replaced",
         "fold a copy, as in BN_Folder().fold(model)"),
     'trains': Text("it stays in training mode when the model is in evaluation",
-        "let it follow the model's `eval()`, or leave it"),
+        "let it follow the model's `eval()`"),
     'partial': Text("'{name}' is called {n} times, and not always beside this norm",
-        "give each use a layer of its own, as `unshare=True` does for uses in several places, or before norms alone"),
-    'differs': hopeless("what is done around '{name}' depends on the input",
-        "for some inputs it is used without this norm"),
-    'type': Text("'{name}' is a {kind}, and `layers` leaves that out",
-        "add {kind} to `layers`"),
-    'not_chosen': Text("`only` leaves it out",
-        "add its name to `only`"),
-    'skipped': Text("`skip` names '{name}'",
-        "leave '{name}' out of `skip`"),
+        "give each use a layer of its own, as `unshare=True` does where it can"),
+    'differs': Text("for some inputs '{name}' is used without this norm",
+        "give that use a layer of its own"),
+    'type': Text("'{name}' is a {kind}, and `layers` leaves that out", "add {kind} to `layers`"),
+    'not_chosen': Text("`only` leaves it out", "add its name to `only`"),
+    'skipped': Text("`skip` names '{name}'", "leave '{name}' out of `skip`"),
     'computed': Text("'{name}' computes its weight anew each time ({kind})",
         "make the weight permanent first, for instance with remove_parametrizations"),
-    'complex': hopeless("'{name}' has complex weights",
-        "norms are real"),
-    'deep': Text("it stands in a chain of operations too long to be followed",
+    'max_norm': Text("'{name}' rescales its weight whenever it runs (max_norm)",
+        "set its `max_norm` to None, once every row of the weight is within it"),
+    'complex': hopeless("'{name}' has complex weights", "a norm works on real numbers"),
+    'bad_layer': Text("'{name}' has weights that are NaN or infinite",
+        "train it again, or load a sound checkpoint"),
+    'deep': Text("the chain of operations around it is too long to be followed",
         "raise Python's limit with sys.setrecursionlimit"),
     'axis': hopeless("the channels of '{name}' lie on another axis",
-        "the norm works across what that layer makes"),
-    'side': hopeless("'{name}' is a {kind}, which can take in a norm before it, and none after it",
-        "what comes out of it isn't made by its weights alone"),
-    'obstacle': hopeless("'{name}' {why}",
-        "it would not be exact at the borders or between them"),
-    'from_input': hopeless("its input is an input of the model",
+        "its weights can't scale along the axis of the norm"),
+    'side': hopeless("'{name}' is a {kind}, which can absorb a norm before it, but none after it",
+        "its output isn't made by its weights alone"),
+    'obstacle': hopeless("'{name}' {why}", "its bias can't hold the shift exactly"),
+    'from_input': hopeless("its input is an input of the model", "there is no layer before it"),
+    'through': hopeless("between an input of the model and it there is only {op}",
         "there is no layer before it"),
-    'constant': hopeless("its input is made of parameters",
-        "there is no layer before it"),
-    'in_forward': Text("it is computed in the forward of {where}, with other things",
-        "let that be rewritten, as in BN_Folder(affine=True)"),
-    'no_bias': Text("'{name}' has no bias, nor a place for one",
-        "give it one of zeros"),
-    'not_plain': Text("its input is made by {op}, whose weight isn't a parameter as it is",
+    'constant': hopeless("its input, or a part of it, is a constant", "no layer makes that"),
+    'made': hopeless("its input, or a part of it, is made by {op}", "there is no layer before it"),
+    'in_forward': Text("the forward of {where} computes it, among other things",
+        "let that forward be rewritten, as in BN_Folder(affine=True)"),
+    'no_bias': Text("'{name}' has no bias, and no place for one", "give it one of zeros"),
+    'not_plain': Text("its input is made by {op} with a weight that isn't a parameter as it is",
         "make the weight a plain parameter, if it is always the same"),
-    'to_plain': Text("its output goes into {op}, whose weight isn't a parameter as it is",
+    'to_plain': Text("its output goes into {op} with a weight that isn't a parameter as it is",
         "make the weight a plain parameter, if it is always the same"),
-    'from_op': hopeless("its input is made by {op}",
-        "no norm can cross that"),
-    'users': hopeless("its input is also used by {op}",
-        "{op} needs it as it is"),
-    'escapes': Text("its {side} can't change: {why}",
-        "remove the hook or the attribute that keeps it, if it isn't needed; nothing, if the model returns it"),
-    'number': Text("{op} has a number that may depend on the input",
-        "give an example in which it is another one, as in fold(model, xb, others=[(x2,)])"),
+    'from_op': Text("its input is made by {op}",
+        "give {op} a rule in `handlers`, if a scale and a shift per channel can be moved past it"),
+    'from_curve': hopeless("its input is made by {op}",
+        "no norm can be moved past what isn't linear"),
+    'from_use': hopeless("its input is made by {op}",
+        "no norm can be moved past {op} as it is used there"),
+    'from_place': Text("its input is made by {op}, which works in place",
+        "use an operation that is not in place there"),
+    'from_norm': Text("its input is made by {op}, a norm that stays", "look at why {op} stays"),
+    'users': hopeless("its input is also used by {op}", "{op} needs it as it is"),
+    'escapes': Text("its {side} can't change: {why}", "look at what has it besides"),
+    'number': Text("{op} is given a number that may depend on the input",
+        "give an example in which that number is another one, as in fold(model, xb, others=[(x2,)])"),
     'asks': Text("what {who} does depends on its input, and only one way is known",
         "give an example that goes another way, as in fold(model, xb, others=[(x2,)])"),
-    'lost': Text("{who} makes an ordinary number of something in its input, which can't be followed",
+    'lost': Text("{who} takes a number out of its input, which can't be followed",
         "leave it in a tensor: write x.max() instead of float(x.max())"),
+    'lost_size': Text("{who} turns a size of its input into an ordinary number, which can't be followed",
+        "use sizes as they are, x.split(32) in place of a loop over numbers, or a smaller example batch"),
+    'lost_type': Text("what {who} does may depend on the dtype of its input",
+        "convert the input before the model, and remove the question from its forward"),
+    'lost_input': Text("what {who} does depends on an input that isn't a tensor, or on how many there are",
+        "give the model tensors alone, or numbers, and always as many"),
     'option': Text("what {who} does depends on its argument `{option}`, of which only one kind is known",
         "give an example with another, as in fold(model, xb, others=[(x2, mask)])"),
     'instance': Text("what {who} does depends on the type of its argument `{option}`, of which only one is known",
         "give an example with another, as in fold(model, xb, others=[(x2, [3])])"),
     'caught': Text("{who} catches errors, which another input may raise",
-        "make it do without `try`"),
+        "remove the `try` from its forward"),
     'order': Text("{op} depends on how its input lies in memory, which the norm puts in order",
         "use reshape in place of view"),
-    'to_op': hopeless("its output goes into {op}",
-        "no norm can cross that"),
+    'to_op': Text("its output goes into {op}",
+        "give {op} a rule in `handlers`, if a scale and a shift per channel can be moved past it"),
+    'to_curve': hopeless("its output goes into {op}",
+        "no norm can be moved past what isn't linear"),
+    'to_use': hopeless("its output goes into {op}",
+        "no norm can be moved past {op} as it is used there"),
+    'to_place': Text("its output goes into {op}, which works in place",
+        "use an operation that is not in place there"),
+    'to_norm': Text("its output goes into {op}, a norm that stays", "look at why {op} stays"),
     'turns': hopeless("{op} is between it and a layer, and a channel has a negative scale",
         "what is largest before that scale is smallest after it"),
-    'no_move': Text("{op} is said to move values, and does something else",
+    'no_move': Text("the rule for {op} says that it moves values, but it does something else",
         "mend the rule in `handlers`, or report this if you gave none"),
     'rule': Text("the rule for {op} failed ({why})",
         "mend the rule in `handlers`, or report this if you gave none"),
-    'unused': Text("nothing uses its output",
-        "remove the norm"),
+    'unused': Text("nothing uses its output", "remove the norm"),
     'written': Text("{op} writes into its input afterwards",
         "use an operation that is not in place there"),
-    'no_forward': Text("`forward=False` keeps to the layer before",
+    'no_forward': Text("`forward=False` allows only the layer before a norm",
         "leave `forward` at True"),
     'overflow': Text("'{name}' would have weights that {dtype} can't hold",
         "fold in float32, then convert"),
     'rounding': Text("folding it would make the output {times:.0f} times less accurate",
         "fold in float64, or scale the input first, so that its mean isn't far above its deviation"),
+    'half': Text("folding it in {dtype} would make the output {times:.0f} times less accurate",
+        "fold in float32, then convert"),
     'disagrees': Text("folding it changed the output by {err:.0e}",
         "report this as a bug, with the model"),
 }
@@ -138,9 +161,9 @@ ESCAPES = { # key -> who else has a value; what can be done about that
     'hook': Text("a hook on '{name}' sees it", "remove the hook, if the model can do without"),
     'returned': hopeless("the model returns it", "it is an output"),
     'kept': Text("something keeps it after the pass (a hook, or an attribute)",
-        "remove the hook, or keep the values elsewhere: a `forward` that stores them as an attribute can return them"),
+        "remove the hook, or return the value instead of storing it as an attribute"),
     'shared': Text("it shares memory with a tensor made out of sight",
-        "use PyTorch's own functions there: a scripted one, or one that goes through NumPy, can't be followed"),
+        "use PyTorch's own functions there: scripted ones, and those that go through NumPy, can't be followed"),
 }
 
 # %% ../../nbs/core/00_refusals.ipynb #e03a0aee
@@ -176,7 +199,8 @@ def fill(
     def words(key, value):
         if key=='name': return short(value)
         return value.told(short) if hasattr(value, 'told') else value # a mention, or another reason
-    return text.format(**{k:words(k, v) for k,v in fields.items()})
+    filled = text.format(**{k:words(k, v) for k,v in fields.items()})
+    return filled.replace("''", 'the model') # which has no name
 
 # %% ../../nbs/core/00_refusals.ipynb #f877f9ea
 @dataclass(frozen=True)
@@ -204,19 +228,24 @@ class Reason:
         return replace(self, fields={k:one(k, v) for k,v in self.fields.items()})
 
     @property
+    def cause(self) -> 'Reason|None':
+        "Return the reason that it fills in, where it has one to say what helps"
+        return next((o for o in self.fields.values() if isinstance(o, Reason)), None)
+
+    @property
     def can_help(self) -> bool:
         "Tell whether anything can be done"
-        return self.text.can_help
+        return self.cause.can_help if self.cause else self.text.can_help
 
     @property
     def remedy(self) -> str:
         "Say what can be done, or why nothing can"
-        return fill(self.text.remedy, self.fields)
+        return self.cause.remedy if self.cause else fill(self.text.remedy, self.fields)
 
     @property
     def todo(self) -> str:
         "Return the remedy as a sentence of its own"
-        return fill(self.text.todo, self.fields)
+        return self.cause.todo if self.cause else fill(self.text.todo, self.fields)
 
     def __str__(self) -> str: return self.told(str)
 
