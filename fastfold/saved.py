@@ -26,7 +26,7 @@ def load_error(
 )->FoldError:
     "Say why a file can't be loaded, and what helps"
     if isinstance(e, ModuleNotFoundError): return FoldError(
-        f"{name} needs the module '{e.name}', which can't be found: install it, or put its folder on the PYTHONPATH")
+        f"{name} needs the module '{e.name}', which can't be found: install it, or put its directory on the PYTHONPATH")
     if isinstance(e, AttributeError): return FoldError(
         f"{name} needs what can't be found here ({e}): load and fold it in Python, where that is defined")
     return FoldError(f"{name} can't be loaded, it may be damaged or no pickle: "

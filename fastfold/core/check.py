@@ -26,19 +26,22 @@ def quantization_of(m:nn.Module) -> str: # 'trained', 'observed', 'converted', o
 # %% ../../nbs/core/37_check.ipynb #90828aa3
 def check_model(model:nn.Module) -> None:
     "Refuse a `model` that isn't made of ordinary modules with real weights, naming the layer"
+    if isinstance(model, torch.export.ExportedProgram): raise FoldError(
+        "can't fold an ExportedProgram: fold before you export, or fold the module that `program.module()` returns")
     if not isinstance(model, nn.Module): raise FoldError(
-        f"can't fold a {type(model).__name__}: give an nn.Module; a Learner has `learn.fold()`")
+        f"can't fold this ({type(model).__name__}): give an nn.Module; a Learner has `learn.fold()`")
     for n,m in model.named_modules():
         at,kind = f"'{n}'" if n else 'the model',type(m).__name__
         if isinstance(m, torch.jit.ScriptModule): raise FoldError(
             f"{at} is a scripted module, which can't be changed: fold first, then script or trace")
         stage = quantization_of(m)
         if stage=='trained': raise FoldError(
-            f"{at} is there for quantization-aware training ({kind}), which rounds what a fold would change: "
-            "fold before `prepare_qat`; now, `convert` folds the norms that it knows of")
+            f"the model is prepared for quantization-aware training ({at} is a {kind}), "
+            "and a fold would change what is rounded: "
+            "fold before `prepare_qat`; after it, `convert` folds the norms that it knows of")
         if stage=='observed': raise FoldError(
-            f"{at} notes for quantization which values there are ({kind}), and a fold changes those: "
-            "fold before `prepare`, then run the calibration on the folded model")
+            f"the model is prepared for quantization ({at} is a {kind}), and a fold would change what is observed: "
+            "fold before `prepare`, then calibrate the folded model")
         if stage=='converted': raise FoldError(f"{at} is quantized ({kind}): fold first, then quantize")
         if kind=='OptimizedModule': raise FoldError(
             f"{at} is compiled: fold its `_orig_mod`, then compile the result")

@@ -37,7 +37,7 @@ def made_by(op:Op, i:int) -> Tensor:
     "Return output `i` of `op`, which is given constants only; refuse if it is another one each time"
     held = {v:v.content() for v in op.inputs if v.content}
     made,again = (rerun(op, held)[i] for _ in range(2))
-    if not torch.equal(made, again): raise CannotFold('from_op', op=op)
+    if not torch.equal(made, again): raise CannotFold('made', op=op)
     return in_exact(made)
 
 # %% ../../nbs/core/22_constants.ipynb #852cd1d8

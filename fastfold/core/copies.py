@@ -50,7 +50,7 @@ def copy_with(model:nn.Module, changes:list[Change]) -> nn.Module:
     apply(res, [c for c in changes if c.old is None])
     for c in changes:
         if c not in blocks and c.now(res) is not c.new: raise FoldError(
-            f"the copy of '{c.owner}' doesn't have what it should (a `__deepcopy__` of its own?): "
+            f"the copy of '{c.owner}' lacks what was changed in it (has it a `__deepcopy__` of its own?): "
             "use fold(..., inplace=True), which needs no copy")
     keep_modes(model, res)
     return put_into(res, [replace(c, old=None if c.is_root else c.get(res), new=None) for c in blocks])
@@ -77,8 +77,8 @@ def check_copy(plan:Plan, copy:nn.Module) -> None: # plan: of the original
     if not any(id(m) in reached for m in changed): return
     ran = called(plan, copy) & changed
     if ran: raise FoldError(
-        f"the copy of {type(plan.model).__name__} runs '{plan.names[ran.pop()]}' of the original, "
-        "as a function in it holds on to that (a lambda over `self`?): "
+        f"the copy of {type(plan.model).__name__} still runs '{plan.names[ran.pop()]}' of the original, "
+        "which a function in it holds (a lambda over `self`?): "
         "use fold(..., inplace=True), which needs no copy")
 
 # %% ../../nbs/core/33_copies.ipynb #01bb834b

@@ -16,7 +16,7 @@ from torch import nn, Tensor
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.prune import BasePruningMethod
-from .affine import Affine, BadNumbers
+from .affine import Affine, BadNumbers, half_in
 from .rules import has_kind, LayerRule, LAYERS, NormRule, NORMS, rule_of, rule_errors
 from .ops import OpRule, OPS
 from .record import Op, Record, Value
@@ -109,9 +109,9 @@ def check_pruned(m:nn.Module, name:str) -> None: # m: a norm or a layer, called 
 def bad_numbers(tensors:Iterable[Tensor]) -> CannotFold: # tensors: those of a norm
     "Say that a norm has bad numbers, and what helps"
     ts = [t for t in tensors if t.is_floating_point()]
-    halves = [t.dtype for t in ts if t.element_size()==2 and t.isinf().any()]
-    if not halves or any(t.isnan().any() for t in ts): return CannotFold('not_finite')
-    return CannotFold('half_stats', dtype=str(halves[0]).removeprefix('torch.'))
+    half = half_in(t for t in ts if t.isinf().any())
+    if not half or any(t.isnan().any() for t in ts): return CannotFold('not_finite')
+    return CannotFold('half_stats', dtype=half)
 
 # %% ../../nbs/core/27_inspect.ipynb #e911152e
 def kind_of(m:nn.Module) -> str:

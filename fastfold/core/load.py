@@ -76,15 +76,15 @@ def load_folded(
     def shape(d, k): return getattr(d[k], 'shape', ()) if k in d else None
     bad = [k for k in {**own, **state} if shape(own, k)!=shape(state, k)]
     if bad: raise FoldError(
-        f"these weights are not those of a folded {type(model).__name__}, or not of this one ({some_names(bad)}): "
-        "make it as it was made for training, and give BN_Folder the `handlers` and the `affine` "
+        f"these weights don't fit a folded {type(model).__name__}, or not this one ({some_names(bad)}): "
+        "make the model as it was made for training, and give BN_Folder the `handlers` and the `affine` "
         "that it was folded with. "
-        "Where folding changed more (`merge`, parameters that a forward multiplies with, `unshare` in a loop), "
-        "weights alone don't say how: save and load the whole model")
+        "Weights alone don't tell what `merge`, `affine` or `unshare` changed in a forward: "
+        "then save and load the whole model")
     held = {c.old for c in changes} & Snapshot(model).elsewhere.keys()
     if held: raise FoldError(
-        f"{some_names([n for n,m in model.named_modules() if m in held])} can't be replaced, "
-        "being held outside of its parent, too (in a list, or by a function): "
+        f"something besides its parent holds {some_names([n for n,m in model.named_modules() if m in held])} "
+        "(a list or a function), so it can't be replaced: "
         "use torch.save and torch.load for the whole model")
     apply(model, changes)
     with undone_on_failure(lambda: revert(model, changes)): model.load_state_dict(state)

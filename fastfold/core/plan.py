@@ -245,8 +245,8 @@ def check_ranks(plan:Plan, xb:tuple, rules:Rules) -> None: # xb: inferred, and w
         except ExampleError: continue
         if both.homes.keys()!=plan.homes.keys(): raise FoldError(
             f"{type(plan.model).__name__} takes batches of {shapes_of(Pass('', xb, {}))} "
-            f"and of {shapes_of(Pass('', other, {}))}, and its norms have other axes in them: "
-            "give the batch that is meant, as in fold(model, xb)")
+            f"and of {shapes_of(Pass('', other, {}))}, and its norms work along other axes in each: "
+            "give a batch of the kind that you mean, as in fold(model, xb)")
 
 # %% ../../nbs/core/30_plan.ipynb #ac513e3c
 def plan_for(

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['alone', 'seed_all', 'fixed_rng', 'put_back', 'pending', 'settle', 'Modes', 'kept', 'put_in_evaluation', 'evaluating',
-           'guarded', 'run', 'by_itself', 'undone_on_failure']
+           'guarded', 'run', 'by_itself', 'sound_numbers', 'undone_on_failure']
 
 # %% ../../nbs/core/08_state.ipynb #f83de67a
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 from weakref import WeakKeyDictionary
 import random, threading
 import numpy as np
@@ -159,6 +159,28 @@ def by_itself(f:Callable) -> Callable: # f: a method that takes a model
             if isinstance(model, nn.Module): settle(model)
             return f(self, model, *args, **kwargs)
     return _f
+
+# %% ../../nbs/core/08_state.ipynb #7826ca4d
+@contextmanager
+def sound_numbers(
+    model:nn.Module,
+    names:Iterable[str] # Of parameters and buffers of `model`
+) -> Iterator[None]:
+    "Run with other numbers in place of those that are NaN, infinite or negative"
+    before = list[tuple[dict,str,Any]]()
+    try:
+        for name in names:
+            owner,_,key = name.rpartition('.')
+            m = model.get_submodule(owner)
+            held:dict[str,Any] = m._parameters if key in m._parameters else m._buffers
+            t = held[key].detach()
+            if not t.is_floating_point(): continue
+            sound = torch.where(t.isfinite(), t, torch.ones_like(t)).abs()
+            before.append((held, key, held[key]))
+            held[key] = nn.Parameter(sound, False) if held is m._parameters else sound
+        yield
+    finally:
+        for held,key,old in before[::-1]: held[key] = old
 
 # %% ../../nbs/core/08_state.ipynb #29a50191
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any, Callable, Iterable, Iterator, NamedTuple
 import logging, math, threading, warnings
 import torch
 from torch import nn, Tensor
-from .affine import exact
+from .affine import exact, half_in
 from .changes import make_changes
 from .choices import Choice, follow, has_fractions, returned
 from .copies import changed
@@ -120,7 +120,8 @@ class Check:
         if other and is_telling(other): self.passes,self.choices = other.passes,other.choices
         elif not any(t.isfinite().any() for t in made): raise FoldError(
             f"{type(self.model).__name__} returns no finite number on the example batch, "
-            "so a fold of it can't be verified: give another batch, or use BN_Folder(verify=False)")
+            "so there is nothing to compare a fold with: give another batch, look for NaN in its weights, "
+            "or use BN_Folder(verify=False)")
 
     @property
     def expected(self) -> list[Tensor]:
@@ -296,7 +297,7 @@ def verdict_in_float64(plan:Plan) -> tuple[nn.Module|None,float]: # A norm whose
     check,results = compared(check, lambda: changed(new.model, make_changes(new)))
     err = check.error(results)
     if err>32*check.eps and check.rounding_decides: raise FoldError(
-        f"there, too, rounding decides what {type(new.model).__name__} returns: compare both models on your own data")
+        f"in float64, too, rounding decides what {type(new.model).__name__} returns: compare both models on your own data")
     modules = {n:m for m,n in plan.names.items()}
     return None if check.accepts(results) else modules[new.names[blame(new, check)[0]]],err
 
@@ -312,7 +313,8 @@ def reason_to_keep(plan:Plan, norm:nn.Module, err:float, times:float) -> Reason:
     "Say why `norm`, whose fold makes the output differ by `err`, has to stay"
     try: is_exact = math.isfinite(times) and verdict_in_float64(plan)[0] is None
     except Exception: is_exact = False
-    if is_exact: return reason('rounding', times=times)
+    half = half_in(p for e in plan.homes.get(norm, ()) for p in e.layer.parameters())
+    if is_exact: return reason('half', times=times, dtype=half) if half else reason('rounding', times=times)
     why = reason('disagrees', err=err)
     warnings.warn(f"'{plan.names[norm]}' is kept: {why}. Please report this, with the model")
     return why

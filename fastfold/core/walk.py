@@ -92,7 +92,7 @@ def edit_of(
         if not is_own: rehearse(rule, edit)
     return edit
 
-# %% ../../nbs/core/28_walk.ipynb #59e3c3f0
+# %% ../../nbs/core/28_walk.ipynb #8f6d9f4a
 def blocked(
     op:Op, # An operation that is no layer
     way:str, # 'from', back, or 'to', ahead
@@ -142,13 +142,15 @@ def other_reader(op:Op) -> Op|None:
     others = ((v,u) for v in op.inputs for u in v.users if u is not op)
     return next((u for v,u in others if reads_elements(u, v)), None)
 
-# %% ../../nbs/core/28_walk.ipynb #4cfa69f5
+# %% ../../nbs/core/28_walk.ipynb #177d3a9f
 def doubted(q:Question) -> CannotFold:
     "Say what a module has asked, or lost, so that it may do something else for another input"
     who = Mention(q.where or 'the model', is_layer=bool(q.where))
     if q.kind!='lost': return CannotFold(q.kind, who=who, option=q.at)
-    about = {s[-1] for s in q.sources if len(s)==3} # where, when, and what of a tensor
-    if not about: return CannotFold('lost_input', who=who)
+    sources = [s for s in q.sources if isinstance(s, tuple)]
+    about = {s[-1] for s in sources if len(s)==3} # where, when, and what of a tensor
+    is_count = ('input','count') in q.sources
+    if not about: return CannotFold('lost_count' if is_count else 'lost_input', who=who)
     if 'value' in about: return CannotFold('lost', who=who)
     return CannotFold('lost_type' if 'dtype' in about else 'lost_size', who=who)
 

@@ -149,7 +149,7 @@ def example_batch(
             if dl is None: return ()
             with rng_kept(dl): return some_items(model_inputs(learn, first_batch(dl)))
     except Exception as e: raise FoldError(
-        f"no example batch could be had from `learn.dls` ({type(e).__name__}: {e}): "
+        f"`learn.dls` gives no example batch ({type(e).__name__}: {e}): "
         "give one, as in learn.fold(xb)") from e
 
 # %% ../../nbs/training/03_batches.ipynb #ab644e00
