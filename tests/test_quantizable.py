@@ -60,7 +60,7 @@ def test_qat():
 def test_qat_own_class():
     class Own(torch.ao.nn.qat.Conv2d): pass
     own = Own(3, 4, 1, qconfig=tq.get_default_qat_qconfig('fbgemm'))
-    is_told(nn.Sequential(own, nn.BatchNorm2d(4)), "'0'", '(Own)', trained)
+    is_told(nn.Sequential(own, nn.BatchNorm2d(4)), "at '0': Own", trained)
 
 def test_qat_fx():
     qconfig = tq.get_default_qat_qconfig_mapping('fbgemm')
@@ -73,7 +73,7 @@ def test_observed():
     m(images)
     is_told(m, observed)
     class Own(tq.MinMaxObserver): pass
-    is_told(nn.Sequential(Own(), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), "'0'", '(Own)', observed)
+    is_told(nn.Sequential(Own(), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), "at '0': Own", observed)
 
 def test_observed_fx():
     is_told(prepare_fx(net(), tq.get_default_qconfig_mapping('fbgemm'), (images,)), observed)

@@ -36,11 +36,11 @@ def check_model(model:nn.Module) -> None:
             f"{at} is a scripted module, which can't be changed: fold first, then script or trace")
         stage = quantization_of(m)
         if stage=='trained': raise FoldError(
-            f"the model is prepared for quantization-aware training ({at} is a {kind}), "
+            f"the model is prepared for quantization-aware training (at {at}: {kind}), "
             "and a fold would change what is rounded: "
             "fold before `prepare_qat`; after it, `convert` folds the norms that it knows of")
         if stage=='observed': raise FoldError(
-            f"the model is prepared for quantization ({at} is a {kind}), and a fold would change what is observed: "
+            f"the model is prepared for quantization (at {at}: {kind}), and a fold would change what is observed: "
             "fold before `prepare`, then calibrate the folded model")
         if stage=='converted': raise FoldError(f"{at} is quantized ({kind}): fold first, then quantize")
         if kind=='OptimizedModule': raise FoldError(

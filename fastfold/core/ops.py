@@ -267,7 +267,8 @@ _modules = dict(ReLU='relu', ReLU6='relu6', LeakyReLU='leaky_relu', ELU='elu', G
     Hardswish='hardswish', Hardsigmoid='hardsigmoid', Sigmoid='sigmoid', Tanh='tanh')
 _curves = set("""
     prelu rrelu selu celu hardtanh hardshrink softshrink tanhshrink logsigmoid softplus softsign threshold glu
-    softmin softmax log_softmax gumbel_softmax layer_norm group_norm instance_norm rms_norm local_response_norm normalize
+    softmin softmax log_softmax gumbel_softmax
+    layer_norm group_norm instance_norm rms_norm local_response_norm normalize
     exp exp2 expm1 log log2 log10 log1p abs absolute square pow sqrt rsqrt reciprocal sin cos tan atan erf sign sgn
     round floor ceil trunc clamp clip clamp_min clamp_max norm var std""".split()) | {*_modules.values()}
 

@@ -86,7 +86,7 @@ class Op:
     @property
     def mention(self) -> Mention:
         "Return what a reason says of it"
-        name = self.name if self.is_layer else common_name(self.name, self.args)
+        name = self.name if self.is_layer else common_name(self.name, (*self.args, *self.kwargs.values()))
         return Mention(name, self.where, self.is_layer)
 
     def argument(self, name:str, place:int, default:Any=None) -> Any:

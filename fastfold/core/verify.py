@@ -297,7 +297,7 @@ def verdict_in_float64(plan:Plan) -> tuple[nn.Module|None,float]: # A norm whose
     check,results = compared(check, lambda: changed(new.model, make_changes(new)))
     err = check.error(results)
     if err>32*check.eps and check.rounding_decides: raise FoldError(
-        f"in float64, too, rounding decides what {type(new.model).__name__} returns: compare both models on your own data")
+        f"there, too, rounding decides what {type(new.model).__name__} returns: compare both models on your own data")
     modules = {n:m for m,n in plan.names.items()}
     return None if check.accepts(results) else modules[new.names[blame(new, check)[0]]],err
 

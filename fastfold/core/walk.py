@@ -24,6 +24,7 @@ from .crossing import reads_elements
 from .request import Request
 from .inspect import Inspector, Rules
 from .ops import ADDS, is_curve, MAY_COPY, MOVES, MULTIPLIES, PARTS
+from .projections import NO_BIASES
 from .record import Op, Record, Value
 from .refusals import CannotFold, Mention
 from .rules import LAYERS, LayerRule, rule_errors
@@ -85,6 +86,7 @@ def edit_of(
         a = map_along(request, axis) if at or side=='after' else None
         if a is None: raise CannotFold('axis', name=name)
         why = rule.obstacle(op.func) if side=='before' and a.shift.any() else ''
+        if why==NO_BIASES: raise CannotFold('no_bias', name=name)
         if why: raise CannotFold('obstacle', name=name, why=why)
         if a.shift.any() and not has_bias(inspector.record, op.func): raise CannotFold('no_bias', name=name)
         edit = Edit(op, side, a, at if rule.n_inputs>1 else ())
@@ -152,7 +154,8 @@ def doubted(q:Question) -> CannotFold:
     is_count = ('input','count') in q.sources
     if not about: return CannotFold('lost_count' if is_count else 'lost_input', who=who)
     if 'value' in about: return CannotFold('lost', who=who)
-    return CannotFold('lost_type' if 'dtype' in about else 'lost_size', who=who)
+    if 'dtype' in about: return CannotFold('lost_type', who=who)
+    return CannotFold('lost_size', who=who)
 
 # %% ../../nbs/core/28_walk.ipynb #12123c1d
 @dataclass(eq=False)
