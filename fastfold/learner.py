@@ -8,6 +8,7 @@ __all__ = ['OptionError', 'check_options', 'folder_with', 'shown', 'fold_with', 
 # %% ../nbs/02_learner.ipynb #7585349c
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from inspect import signature
 from typing import Any, Callable, Iterable, Iterator
@@ -212,15 +213,17 @@ def fold_bench(self:Learner,
     min_time:float=.05, # Seconds each measurement takes at least
     mode:str='eager', # One of `MODES`
     progress:bool=False, # Show progress bars?
+    forms:Iterable[str]|None=None, # Names in `FORMS` to try; all but bfloat16 if None
     **unknown # There are no others: an error names those that there are
 ) -> Any: # A `BenchResult`: table as `.to_df()`, picture as `.plot()`
-    "Compare the latency of the model as it was trained, folded, and without norms; the learner stays as it is"
-    from fastfold.lab.bench import benchmark, without_norms # measuring is no part of folding
+    "Compare the latency of the model as it was trained, folded, and in other forms; the learner stays as it is"
+    from fastfold.lab.bench import benchmark # measuring is no part of folding
+    from fastfold.lab.forms import FORMS, for_inputs
     check_options(Learner.fold_bench, unknown) # type: ignore[attr-defined]
     xb = xb or example_batch(self)
     if not xb: raise FoldError(
         "`learn.dls` has no data to run the model on (a loaded learner?): give a batch, as in learn.fold_bench(xb)")
     with unfolded(self), hooks_emptied(get_model(self.model)): trained = deepcopy(get_model(self.model))
-    models = dict(trained=trained, folded=BN_Folder().fold(trained, *xb), floor=without_norms(trained))
-    options:dict[str,Any] = dict(rounds=rounds, min_time=min_time, mode=mode, progress=progress)
-    return benchmark(models, xb, batch_sizes=batch_sizes, **options)
+    options:dict[str,Any] = dict(rounds=rounds, min_time=min_time, mode=mode, progress=progress, forms=forms)
+    res = benchmark(trained, xb, batch_sizes=batch_sizes, **options)
+    return replace(res, lines={name: for_inputs(FORMS[name].on_learner, len(xb)) for name in res.lines})

@@ -61,7 +61,7 @@ def test_loaders(name, tmp_path):
             assert learn.is_folded
             assert len(learn.fold(verify=False).folded)==4
             assert len(learn.fold(refresh_bn=2).folded)==4
-            assert learn.fold_bench(batch_sizes=(1,), rounds=1, min_time=1e-4).rows
+            assert learn.fold_bench(batch_sizes=(1,), rounds=1, min_time=1e-4, forms=['folded']).rows
         learn.fit(1)
         ends.append(trained_state(learn))
     same(*ends)
