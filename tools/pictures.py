@@ -1,12 +1,14 @@
-"""Draw the pictures of the README: one block before and after, from a record of what it runs, and its latency as
-measured here"""
+"""Draw the pictures of the README: one block before and after, from a record of what it runs, and what the forms of
+four networks take, as measured here on one thread"""
 from pathlib import Path
 from matplotlib import pyplot as plt
 from torch import nn
-from torchvision.models import resnet18
+from torchvision.models import efficientnet_b0, mobilenet_v3_large, resnet18, resnet50
 import torch
 from fastcore.script import call_parse
-from fastfold.lab.bench import benchmark, without_norms
+from fastfold.lab.bench import bench_note, benchmark
+from fastfold.lab.fastest import draw_forms
+from fastfold.lab.models import quiet
 from fastfold.core.record import Record
 from fastfold.core.passes import record_pass
 from fastfold.folder import BN_Folder
@@ -46,12 +48,40 @@ def draw_block(block:nn.Module, x:torch.Tensor):
     draw_steps(ax, 3.1, f'Folded: {len(after.ops)} steps, the same output', after, taken)
     return ax
 
-@call_parse
-def main():
+def mobileone() -> nn.Module:
+    "A network for phones whose parallel branches become one layer"
+    import timm
+    return timm.create_model('mobileone_s1')
+
+networks = {'mobilenet_v3_large':mobilenet_v3_large, 'efficientnet_b0':efficientnet_b0, 'resnet50':resnet50,
+    'mobileone_s1, with merge=True':mobileone}
+tried = 'folded', 'original, channels_last', 'folded, channels_last', 'jit.freeze', 'optimize_for_inference'
+
+def measure_forms(make, merge:bool, batch:int, rounds:int):
+    "The result of `benchmark` for one network, on pictures of 224 pixels"
     torch.manual_seed(0)
-    model,x = resnet18().eval(),torch.randn(1,3,64,64)
-    draw_block(model.layer1[0], torch.randn(1,64,16,16)).figure.savefig(images/'block.png', dpi=144)
-    models = {'resnet18':model, 'folded':BN_Folder().fold(model, x), 'norms deleted':without_norms(model)}
-    result = benchmark(models, x)
-    print(result)
-    result.plot().figure.savefig(images/'latency.png', dpi=144)
+    model,x = make().eval(),torch.randn(1,3,224,224)
+    with quiet():
+        folded = BN_Folder(merge=merge).fold(model, x)
+        return benchmark(dict(original=model, folded=folded), x, (batch,), rounds, 0., forms=tried)
+
+def draw_networks(batch:int, rounds:int):
+    "What the forms of each network take, in the order of their names above"
+    groups = {}
+    for name,make in networks.items():
+        merge = 'merge' in name
+        result = measure_forms(make, merge, batch, rounds)
+        print(name, result, sep='\n', flush=True)
+        rows = [o for o in result.rows if o.model!='original']
+        groups[name] = [o._replace(model=o.model.replace('folded', 'merged')) if merge else o for o in rows]
+    return draw_forms(groups, f'batch of {batch} at 224 pixels; {bench_note(result)}')
+
+@call_parse
+def main(
+    rounds:int=9, # Measurements of each form
+    batch:int=8, # Pictures per pass
+):
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    draw_block(resnet18().eval().layer1[0], torch.randn(1,64,16,16)).figure.savefig(images/'block.png', dpi=144)
+    draw_networks(batch, rounds).figure.savefig(images/'latency.png', dpi=144)

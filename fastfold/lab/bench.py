@@ -258,18 +258,30 @@ def check_models(
     if mode not in MODES: raise FoldError(f"there is no mode '{mode}': give one of {', '.join(MODES)}")
     for name,model in models.items(): check_device(name, model, xs)
 
+# %% ../../nbs/lab/01_bench.ipynb #6968e4b0
+def check_pair(
+    models:dict[str,nn.Module], # By name
+) -> None:
+    "Refuse to make forms without the two models that they are made of"
+    missing = [o for o in ('original', 'folded') if o not in models]
+    if missing: raise FoldError(f"forms are made of 'original' and 'folded', and there is no '{missing[0]}': "
+        "give `benchmark` both, or the original alone")
+
 # %% ../../nbs/lab/01_bench.ipynb #9abce213
 def make_ready(
     models:dict[str,nn.Module], # By name
-    names:list[str], # Forms to make of 'original' and 'folded'; none to run each model in `mode`
+    names:list[str], # Forms to make of 'original' and 'folded'; the other models are run in `mode`
     mode:str, # One of `MODES`
     xs:tuple[Tensor,...], # Positional inputs
 ) -> tuple[dict[str,tuple[Callable,tuple[Tensor,...]]],dict[str,str]]: # What is called with what; what failed
     "Make everything that is to be timed on `xs`"
     compiles = 'compile' in mode or 'compile' in names
     if compiles: torch.compiler.reset() # it gives up on networks seen with other weights and sizes
-    if names: return make_forms(models, names, xs)
-    return {k: (MODES[mode](m), xs) for k,m in models.items()},{}
+    ready,failed = make_forms(models, names, xs)
+    made_of = ('original', 'folded') if names else ()
+    for k,m in models.items():
+        if k not in made_of: ready[k] = MODES[mode](m),xs
+    return ready,failed
 
 # %% ../../nbs/lab/01_bench.ipynb #df73395d
 def benchmark(
@@ -280,16 +292,20 @@ def benchmark(
     min_time:float=.05, # Seconds each measurement takes at least
     mode:str='eager', # One of `MODES`; others than eager compare the original and the folded model
     progress:bool=False, # Show progress bars?
-    forms:Iterable[str]|None=None, # Names in `FORMS` to try with a single model; all but bfloat16 if None
+    forms:Iterable[str]|None=None, # Names in `FORMS` to try; if None, all but bfloat16 of a single model
 ) -> BenchResult: # Table as `.to_df()`, picture as `.plot()`
     "Compare latencies in evaluation, timed in turn on the same inputs: of models, or of the forms of one model"
-    names = [] if isinstance(models, dict) or mode!='eager' else form_names(forms)
+    is_single = isinstance(models, nn.Module)
+    tries_forms = mode=='eager' and (is_single or forms is not None)
+    names = form_names(forms) if tries_forms else []
     if isinstance(models, nn.Module):
         examples = xb if isinstance(xb, tuple) else (xb,)
         models = dict(original=models, folded=BN_Folder().fold(models, *examples))
     check_models(models, as_batch(xb, 1), mode)
+    if names: check_pair(models)
     times = {}
     passes = {}
+    params:dict[str,int] = {}
     failed:dict[str,str] = {}
     with ExitStack() as stack:
         for m in models.values():
@@ -300,10 +316,10 @@ def benchmark(
             failed |= problems
             timers = {k: make_timer('predict(m, xs)', predict=predict, m=m, xs=o) for k,(m,o) in ready.items()}
             times[b] = interleave(timers, rounds, min_time, progress, f'batch of {b}')
-            made_of = {k: models[FORMS[k].of if names else k] for k in ready}
+            made_of = {k: models[FORMS[k].of if k in names else k] for k in ready}
             passes[b] = {k: (pass_memory(*ready[k]), multiply_adds(m, xs)) for k,m in made_of.items()}
-    params = {k: parameter_count(models[FORMS[k].of if names else k]) for k in names or models}
+            params |= {k: parameter_count(m) for k,m in made_of.items()}
     setting = setting_of(xs[0].device)
     if mode!='eager': setting += f', {mode}'
-    lines = {k: for_inputs(FORMS[k].line, len(xs)) for k in names}
+    lines = {k: for_inputs(FORMS[k].line, len(xs)) for k in names if is_single}
     return BenchResult(times, params, setting, passes, lines, failed)
