@@ -55,7 +55,7 @@ def mobileone() -> nn.Module:
 
 networks = {'mobilenet_v3_large':mobilenet_v3_large, 'efficientnet_b0':efficientnet_b0, 'resnet50':resnet50,
     'mobileone_s1, with merge=True':mobileone}
-tried = 'folded', 'original, channels_last', 'folded, channels_last', 'jit.freeze', 'optimize_for_inference'
+tried = 'folded', 'folded, channels_last', 'original, channels_last', 'jit.freeze', 'optimize_for_inference'
 
 def measure_forms(make, merge:bool, batch:int, rounds:int):
     "The result of `benchmark` for one network, on pictures of 224 pixels"

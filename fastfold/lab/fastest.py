@@ -93,13 +93,13 @@ def draw_forms(
     ax:'Axes|None'=None, # Where to draw; a new figure of README width if None
 ) -> 'Axes': # The axes drawn on; `.figure.savefig` saves them
     "Draw what the forms of some networks take, relative to the original of each"
-    n_lines = sum(len(rows)+1.3 for rows in groups.values())
+    n_lines = .3 + sum(len(rows)+1.3 for rows in groups.values())
     longest = max(o.ratio for rows in groups.values() for o in rows)
     end = min(max(1.05, longest), 1.25) # longer bars are cut off: their numbers tell
     ax = card(.22*(n_lines+4), ax)
     ax.set(xlim=(-.62*end, 1.62*end), ylim=(n_lines+4, 0))
     write(ax, -.58*end, .9, 'Time of one pass, relative to the network as it is', size=13, weight='bold')
-    y = 2.9
+    y = 3.2
     for name,rows in groups.items():
         write(ax, -.58*end, y-1, name, weight='bold')
         for i,row in enumerate(rows): draw_form(ax, y+i, row, end)
