@@ -17,7 +17,8 @@ class TwoInputs(nn.Module):
     def forward(self, x, i): return self.norm(self.conv(x)) + self.vectors(i)[:,:,None,None]
 
 def picture_net():
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8))
+    depthwise = nn.Conv2d(8, 8, 3, groups=8)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), depthwise, nn.BatchNorm2d(8))
 
 def row_net(): return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
 def volume_net(): return nn.Sequential(nn.Conv3d(3, 4, 3), nn.BatchNorm3d(4), nn.ReLU())
