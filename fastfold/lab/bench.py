@@ -158,10 +158,10 @@ def draw_row(
     "Draw one bar with its name, the middle half of the rounds, and its numbers"
     color = colors['base' if is_base else 'folded']
     change = tell_change(row.ratio, row.ratio_q1, row.ratio_q3).replace(' time', '')
-    write(ax, -.02*end, y, elide(row.model, fit_chars(ax, 10)//4), ha='right')
+    write(ax, -.02*end, y, elide(row.model, fit_chars(ax, 10)//4), size=9, ha='right')
     ax.barh(y, row.ratio, height=.62, color=color, lw=0)
     if not is_base: ax.hlines(y, row.ratio_q1, row.ratio_q3, color=colors['ink'], lw=2)
-    write(ax, 1.06*end, y, show_ms(row.ms) if is_base else change)
+    write(ax, 1.06*end, y, show_ms(row.ms) if is_base else change, size=9)
 
 # %% ../../nbs/lab/01_bench.ipynb #bad3339b
 def draw_group(
@@ -194,7 +194,7 @@ def draw_bench(
         draw_group(ax, y, group, end)
         y += len(group)+1.3
     write(ax, -.48*end, bottom+1.75, bench_note(res), size=8, color='soft')
-    ax.set(xlim=(-.52*end, 1.54*end), ylim=(bottom+2.45, 0))
+    ax.set(xlim=(-.52*end, 1.75*end), ylim=(bottom+2.45, 0))
     return ax
 
 # %% ../../nbs/lab/01_bench.ipynb #84e668a0

@@ -97,7 +97,7 @@ def draw_forms(
     longest = max(o.ratio for rows in groups.values() for o in rows)
     end = min(max(1.05, longest), 1.25) # longer bars are cut off: their numbers tell
     ax = card(.22*(n_lines+4), ax)
-    ax.set(xlim=(-.62*end, 1.62*end), ylim=(n_lines+4, 0))
+    ax.set(xlim=(-.62*end, 1.75*end), ylim=(n_lines+4, 0))
     write(ax, -.58*end, .9, 'Time of one pass, relative to the network as it is', size=13, weight='bold')
     y = 3.2
     for name,rows in groups.items():
