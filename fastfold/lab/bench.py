@@ -156,7 +156,9 @@ def draw_row(
     end:float, # Where the longest bar ends
 ) -> None:
     "Draw one bar with its name, the middle half of the rounds, and its numbers"
-    color = colors['base' if is_base else 'folded']
+    form = FORMS.get(row.model)
+    is_folded_by_us = not is_base and (form is None or form.of=='folded')
+    color = colors['folded' if is_folded_by_us else 'base']
     change = tell_change(row.ratio, row.ratio_q1, row.ratio_q3).replace(' time', '')
     write(ax, -.02*end, y, elide(row.model, fit_chars(ax, 10)//4), size=9, ha='right')
     ax.barh(y, row.ratio, height=.62, color=color, lw=0)
