@@ -38,7 +38,7 @@ def test_address(root, monkeypatch):
     md = '![a](images/b.png) [c](nbs/d.ipynb) [e](CONTRIBUTING.md) [f](#g)'
     assert absolute(md, '')==md
     there = 'https://host/us/fastfold'
-    assert absolute(md, there).count(there)==3 and '![a](https://host/us/fastfold/raw/HEAD/images/b.png)' in absolute(md, there)
+    assert absolute(md, there).count(there)==3 and f'![a]({there}/raw/HEAD/images/b.png)' in absolute(md, there)
 
 @pytest.fixture(scope='module')
 def wheel(copy_to, tmp_path_factory):
