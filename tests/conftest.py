@@ -1,10 +1,26 @@
-"A copy of the checkout for the tests that run tools in it, so that the checkout itself stays as it is"
+"""What all tests share: a copy of the checkout for those that run tools in it, so that the checkout itself stays as it
+is, and which tests are fast or stay together"""
 import os,shutil
 from pathlib import Path
 import pytest
 
+# several processes that use all cores each would get in each other's way; PyTorch is not imported yet
+if 'PYTEST_XDIST_WORKER' in os.environ: os.environ.setdefault('OMP_NUM_THREADS', '1')
+
 # tests change folder, and a relative home would then send fastai downloading
 if home := os.environ.get('FASTAI_HOME'): os.environ['FASTAI_HOME'] = str(Path(home).expanduser().resolve())
+
+# `pytest -m fast` runs these: the layout, the engine on networks of every kind, and what learners may not change
+FAST = {f'test_{o}' for o in 'house messages ops operations quantizable record_gpu rewritten scales selection'.split()}
+
+# fixtures that take long: the tests that share one run in one process, so that it is made once
+SHARED = ['folder', 'gpu', 'site', 'wheel']
+
+def pytest_collection_modifyitems(items):
+    for o in items:
+        if o.path.stem in FAST: o.add_marker('fast')
+        for name in SHARED:
+            if name in o.fixturenames: o.add_marker(pytest.mark.xdist_group(name))
 
 @pytest.fixture(autouse=True)
 def errors_of_rules(monkeypatch):

@@ -2,6 +2,7 @@
 ever folded wrongly or might be. Verification is off, unless it is what is tested, so that the plan alone has to be
 right; everything is in float64, to 1e-9"""
 import pickle, subprocess, sys, warnings
+from contextlib import nullcontext
 from copy import deepcopy
 import numpy as np, pytest, torch
 import torch.nn.functional as F
@@ -684,7 +685,7 @@ readers = dict(
     copied=lambda y: torch.empty_like(y).copy_(y),
     out=lambda y: torch.mul(y, 2, out=torch.empty_like(y)),
     branch=lambda y: torch.tensor(float(y.mean()>.1)), grad=lambda y: torch.func.grad(lambda t: t.square().sum())(y),
-    pickled=lambda y: pickle.loads(pickle.dumps(y)), storage=lambda y: torch.tensor(sum(y.untyped_storage())*1.),
+    pickled=lambda y: pickle.loads(pickle.dumps(y)), storage=lambda y: torch.tensor(y.untyped_storage()[0]*1.),
     subclass=lambda y: y.as_subclass(Sub).as_subclass(torch.Tensor),
     dlpack=lambda y: torch.from_dlpack(dlpack.to_dlpack(y)), parameter=lambda y: nn.Parameter(y, False),
     made=lambda y: torch.Tensor._make_subclass(Sub, y).as_subclass(torch.Tensor)*1,
@@ -947,7 +948,9 @@ asked = dict(dtype=lambda s,x: x.to(s.bn.weight.dtype), device=lambda s,x: x.to(
     eps=lambda s,x: x*s.bn.eps, features=lambda s,x: x.view(-1, s.bn.num_features, 6, 6))
 @pytest.mark.parametrize('name', asked)
 def test_norm_asked_for_what_identity_lacks(name):
-    fold(pair(lambda s,x: s.bn(s.conv(asked[name](s, x)))), images, verify=name in ('eps', 'features'))
+    verify = name in ('eps', 'features')
+    warns = pytest.warns(UserWarning, match="'bn' is kept: folding it changed the output") if verify else nullcontext()
+    with warns: fold(pair(lambda s,x: s.bn(s.conv(asked[name](s, x)))), images, verify=verify)
 
 changes = dict(times=lambda p: p*2, plus=lambda p: p+1, same=lambda p: p)
 @pytest.mark.parametrize('name', changes)

@@ -94,7 +94,7 @@ def test_parts(name):
 
 asked = {func_name(f):(f, row) for f,row in OPS.items() if row.asks or row.gives_numbers or row.exposes}
 
-@pytest.mark.parametrize('name', [k for k,(_,row) in asked.items() if row.asks])
+@pytest.mark.parametrize('name', sorted(k for k,(_,row) in asked.items() if row.asks))
 def test_asks(name):
     "The answer is the same for other values"
     f = asked[name][0]

@@ -21,7 +21,8 @@ from operation_nets import fill, NETS
 from random_nets import batch, live
 from tiny_learner import learner, picture, same, state
 
-pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::DeprecationWarning', 'ignore:.*GradScaler')
+pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::DeprecationWarning', 'ignore:.*GradScaler',
+    'ignore:.*appears to be a view operator', 'ignore:load_learner')
 
 def why_not():
     "Say what is missing to build the device, '' if nothing is"
