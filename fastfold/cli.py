@@ -15,7 +15,7 @@ from fastcore.script import anno_parser
 from . import __version__
 from .core.refusals import short_message
 from .lab.options import check_least, check_space, check_writable, find_arch, find_device
-from .lab.options import made_directory
+from .lab.options import made_directory, short_cause
 
 # %% ../nbs/05_cli.ipynb #4d0cfa30
 def announce_imports()->None:
@@ -249,8 +249,8 @@ def main(
         if sys.stdout.isatty(): print() # below the bar that it interrupted
         code,why = 130,'interrupted'
     except ArgumentTypeError as e: code,why = 2,str(e)
-    except (OSError, RuntimeError) as e: # a FoldError is a RuntimeError
-        code,why = 1,short_message(e)
+    except OSError as e: code,why = 1,short_cause(e)
+    except RuntimeError as e: code,why = 1,short_message(e) # such as a FoldError
     print(f'fastfold {name}: {why}', file=sys.stderr)
     return code
 

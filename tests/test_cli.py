@@ -116,7 +116,7 @@ full = OSError(28, 'No space left on device')
 @pytest.mark.parametrize('where,left,error,code,says', [
     ('pathlib.Path.write_bytes', set(), full, 1, full.strerror),
     ('torch.save', {'report.html','report.png'}, full, 1, full.strerror),
-    ('pathlib.Path.write_bytes', set(), KeyboardInterrupt(), 130, 'interrupted')], ids=['full','half full','interrupted'])
+    ('pathlib.Path.write_bytes', set(), KeyboardInterrupt(), 130, 'interrupted')], ids=['full','later','interrupted'])
 def test_not_saved(where, left, error, code, says, small, monkeypatch, capsys, tmp_path):
     "What can't be saved is on the screen already, and leaves no half of a file and no empty directory"
     write = Path.write_bytes

@@ -44,9 +44,10 @@ def time_saved(
     least = round(100*(1-high))
     most = round(100*(1-low))
     if least<0<most: return f'no clear difference ({-least} % more to {most} % less time)'
-    if most<=0 and saved<0: return f'{-saved} % more time ({-most} to {-least} %)'
     if saved==0: return 'the same time'
-    return f'{saved} % less time ({least} to {most} %)'
+    if saved<0: told,between = f'{-saved} % more time',(-most, -least)
+    else: told,between = f'{saved} % less time',(least, most)
+    return f'{told} ({between[0]} to {between[1]} %)' if least<most else told
 
 # %% ../../nbs/lab/12_comparison.ipynb #9612eb71
 def latency_cells(

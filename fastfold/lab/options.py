@@ -104,5 +104,6 @@ def find_arch(
         if is_model(name): return name
         known += list_models()
         more = ''
-    close = get_close_matches(name, known+XRESNETS, 3, .5) or ['resnet18', 'xresnet18', 'vgg11_bn']
+    names = sorted({*known, *XRESNETS}) # several libraries have some of them
+    close = get_close_matches(name, names, 3, .5) or ['resnet18', 'xresnet18', 'vgg11_bn']
     raise ArgumentTypeError(f"no architecture '{name}': try {', '.join(close)}{more}")
