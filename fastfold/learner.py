@@ -30,7 +30,7 @@ from .training.around import NotExported, remembered, unfold_model, unfolded
 from .training.batches import example_batch, in_dtype_of, item_shapes, n_items, refreshed
 from .training.batches import some_batches, some_items, with_newest
 from .training.distributed import is_shared, make_alike
-from .training.files import around_export, only_for_inference # noqa: F401
+from .training.exporting import around_export, only_for_inference # noqa: F401
 from .training.normalize import NormalizeFolder
 from .training.sharing import claim_data, watch_data # noqa: F401
 from .training.undoing import hooks_emptied

@@ -14,7 +14,7 @@ from torch import nn
 from .learner import Learner # with `fold`
 from .core.refusals import FoldError
 from .folder import BN_Folder
-from .training.files import only_for_inference
+from .training.exporting import only_for_inference
 from .training.undoing import hooks_emptied
 from .report.files import replacing
 from .report.rows import FoldReport
