@@ -21,7 +21,7 @@ from fastai.learner import Learner
 from fastai.torch_core import get_model, rank_distrib
 from .core.passes import further, Inputs
 from .core.record import Pass
-from .core.refusals import FoldError
+from .core.refusals import FoldError, some_names
 from .core.passes import ExampleError
 from .folder import BN_Folder
 from .report.rows import FoldReport, headline
@@ -141,7 +141,10 @@ def tell(
     "Print what a fold at the end of a training has done, or warn that there is none"
     if error: return warn(f"the model is trained, but was not folded: {error}")
     report = learn.fold_report # type: ignore[attr-defined]
-    is_quiet = learn.logger is noop or not (report.rows or report.sums)
+    bad = [o.name for o in report.kept if o.why.key=='not_finite']
+    done = 'and folded, but not all of it' if report.folded else 'but was not folded'
+    if bad: warn(f"the model is trained, {done}: weights or statistics of {some_names(bad)} are NaN or infinite")
+    is_quiet = learn.logger is noop or bad and not report.folded or not (report.rows or report.sums)
     if not is_quiet: print(headline(report))
 
 # %% ../nbs/02_learner.ipynb #fe554955

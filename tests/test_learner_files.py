@@ -221,6 +221,6 @@ def test_weights_that_do_not_fit(wrong):
     "Refused before anything is changed, with the names that don't fit"
     state,model = BN_Folder().fold(live(network(), torch.float32)).state_dict(),network()
     before,modules = bits(dict(model.state_dict())),list(model.modules())
-    with pytest.raises(FoldError, match="not those of a folded Sequential, or not of this one [(].*make it as"):
+    with pytest.raises(FoldError, match="don't fit a folded Sequential, or not this one [(].*make the model as"):
         BN_Folder().load(model, wrong(state))
     assert bits(dict(model.state_dict()))==before and list(model.modules())==modules

@@ -155,13 +155,13 @@ def test_one_after_the_other():
     "As in a diverse branch block: the first, of single pixels, pads with its own value"
     merges(dbb(1))
     chain = nn.Sequential(conv(4, 6, k=1), conv(6, padding=1))
-    refuses(branches(conv(padding=1), chain), why='pads what has been shifted')
+    refuses(branches(conv(padding=1), chain), why='pads with zeros what has been shifted')
     assert merge(dbb(0)).merged[0].members==['0.b0.0', '0.b1.0']
     merges(branches(conv(padding=1), nn.Sequential(conv(4, 6, k=1, bias=False), conv(6, padding=1))))
     merges(branches(conv(padding=2), nn.Sequential(conv(4, 6, k=1, bias=False, padding=1), conv(6, padding=1))))
     chain = nn.Sequential(conv(4, 8, k=1, groups=4, bias=False), conv(8, padding=1, groups=2))
     merges(branches(conv(padding=1), chain))
-    refuses(branches(conv(k=5, padding=2), nn.Sequential(conv(padding=1), conv(padding=1))), why='looks further')
+    refuses(branches(conv(k=5, padding=2), nn.Sequential(conv(padding=1), conv(padding=1))), why='looks at several pixels')
     chain = nn.Sequential(conv(4, 8, k=1), conv(8, padding=1, padding_mode='circular'))
     merges(branches(conv(padding=1, padding_mode='circular'), chain))
     merges(branches(nn.Linear(4, 3), nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))), batch(3, 4))
@@ -180,7 +180,7 @@ def test_chains():
     merges(branches(nn.Sequential(conv(4, 6, 1), conv(6, 5), conv(5, k=1)), conv()), others=[batch(1, 4, 3, 3)])
     merges(Block(lambda m,x: m.c(m.a(x) + m.b(x)) - x, a=conv(padding=1), b=conv(k=1), c=conv(k=1)))
     chain = nn.Sequential(conv(padding=1), conv(k=1, padding=1))
-    refuses(branches(conv(padding=2), chain), why='pads what has been shifted')
+    refuses(branches(conv(padding=2), chain), why='pads with zeros what has been shifted')
     chain = nn.Sequential(conv(padding=1, bias=False), conv(k=1, padding=1))
     refuses(branches(conv(padding=2), chain), why='pad in the same way')
     refuses(branches(conv(groups=4), nn.Sequential(conv(4, 1), conv(1, 4, 1))), why='multiplications')
@@ -244,12 +244,12 @@ def test_pool_after():
     merges(branches(conv(padding=1), nn.Sequential(conv(k=1, padding=1), avg(padding=0))))
     for layer in conv(k=1), normed(conv(k=1, bias=False)), nn.BatchNorm2d(4):
         rep = merge(branches(conv(padding=1), nn.Sequential(layer, avg())))
-        assert not rep.merged and 'pads what has been shifted' in rep.sums[0].reason
-    refuses(branches(conv(k=5, padding=2), nn.Sequential(conv(padding=1), avg())), why='looks further')
-    refuses(branches(conv(k=5, padding=2), nn.Sequential(avg(), avg())), why='looks further')
+        assert not rep.merged and 'pads with zeros what has been shifted' in rep.sums[0].reason
+    refuses(branches(conv(k=5, padding=2), nn.Sequential(conv(padding=1), avg())), why='looks at several pixels')
+    refuses(branches(conv(k=5, padding=2), nn.Sequential(avg(), avg())), why='looks at several pixels')
 
 def test_pool_stays():
-    refuses(branches(conv(padding=1), avg(count_include_pad=False)), why="'0.b1' divides by another number")
+    refuses(branches(conv(padding=1), avg(count_include_pad=False)), why="'0.b1' averages fewer pixels")
     refuses(branches(conv(k=2, stride=2), nn.AvgPool2d(2, ceil_mode=True)), batch(1, 4, 6, 6), why='ceil_mode')
     refuses(branches(conv(padding=1, stride=2), avg()), batch(2, 4, 1, 1), why='strides')
     refuses(branches(conv(padding=1), nn.AvgPool2d(3, padding=1)), batch(2, 4, 1, 1), why='strides')
@@ -460,7 +460,7 @@ def test_stores():
     refuses(block, why='stores something')
     stores = Part(lambda m,x: setattr(m, 'n', [x]) or x)
     block = Block(lambda m,x: m.a(x) + x + m.c(x), a=conv(padding=1), c=stores)
-    refuses(block, why='has attributes set in a forward')
+    refuses(block, why='a forward sets attributes of')
     refuses(Block(lambda m,x: (m.a(x) + x).relu() + torch.ones(9).double(), a=conv(padding=1)), why='stores something')
     merges(Block(lambda m,x: (m.a(x) + x).relu() + torch.ones(9, dtype=x.dtype), a=conv(padding=1)))
 
@@ -510,7 +510,7 @@ def test_unused_parameters():
 def test_weights_read_from_outside():
     "Whoever reads the first parameter of a module that is rewritten would find another"
     block = Block(lambda m,x: (m.a(x) + x).relu() + m.b(x), b=nn.Conv2d(4, 4, 1), a=conv(padding=1))
-    refuses(Block(lambda m,x: m.inner(x) * next(m.inner.parameters()).sum(), inner=block), why='also read by sum')
+    refuses(Block(lambda m,x: m.inner(x) * next(m.inner.parameters()).sum(), inner=block), why='sum also reads the weights')
 
 def test_dead_ends():
     "A part that writes into what it is given comes first"
@@ -614,7 +614,7 @@ class Two(nn.Module):
 
 def test_one_value_twice():
     "Two inputs that happen to be one value are still two"
-    refuses(Block(lambda m,x: m.inner(x, x), inner=Two()), why="can't be had")
+    refuses(Block(lambda m,x: m.inner(x, x), inner=Two()), why="doesn't show what goes in")
 
 def test_forward_called():
     inner = Block(lambda m,x: m.a(x) + x, a=conv(padding=1))

@@ -171,7 +171,7 @@ def test_set_for_an_input():
     class Reads(Sum):
         mode = None
         def forward(self, x): return (self.a(x) + self.n(x))*(2 if isinstance(self.mode, int) else 1)
-    refuses(Sets(), others=[batch(1, 4, 5, 5)], why='has attributes set')
+    refuses(Sets(), others=[batch(1, 4, 5, 5)], why='a forward sets attributes of')
 
 # kernels that pad the end of an axis more
 
@@ -233,14 +233,14 @@ def test_even_chains():
 
 def test_even_stays():
     shifted = nn.Sequential(conv(k=1), same(2))
-    refuses(branches(shifted, same(2)), others=sizes, why='pads what has been shifted')
-    refuses(branches(nn.Sequential(nn.BatchNorm2d(4), same(2)), conv(padding=1)), why='pads what has been shifted')
+    refuses(branches(shifted, same(2)), others=sizes, why='pads with zeros what has been shifted')
+    refuses(branches(nn.Sequential(nn.BatchNorm2d(4), same(2)), conv(padding=1)), why='pads with zeros what has been shifted')
     ends = [nn.Sequential(same(2), conv(k=1, stride=2)) for _ in range(2)]
     refuses(branches(*ends), others=sizes, why='one side more')
     ends = [nn.Sequential(conv(k=1, bias=False, padding=1), same(2)) for _ in range(2)]
     refuses(branches(*ends), others=sizes, why='one side more')
     refuses(branches(same(2), conv(k=2, padding=1, stride=2)), batch(2, 4, 1, 1), why='strides')
-    refuses(branches(nn.Sequential(same(2), same(2)), same(3)), others=sizes, why='looks further')
+    refuses(branches(nn.Sequential(same(2), same(2)), same(3)), others=sizes, why='looks at several pixels')
     refuses(branches(same(2, dilation=3), nn.Identity()), others=sizes, why='multiplications')
     refuses(branches(nn.Sequential(same(2, bias=False), conv(k=1, padding=1)), conv(padding=2)), why='pad in the same')
     refuses(branches(same(2, groups=4), conv(k=1)), why='multiplications')
@@ -361,7 +361,7 @@ def test_child_with_an_option():
 def test_shift_before_zeros():
     "A shift inside of a branch, whose convolution pads with zeros"
     def f(m, x): return m.a(x + m.bias) + x
-    for a,why in (conv(padding=1), 'pads what has been shifted'), (same(2), 'pads what has been shifted'):
+    for a,why in (conv(padding=1), 'pads with zeros what has been shifted'), (same(2), 'pads what has been shifted'):
         refuses(Block(f, a=a, bias=parameter(4, 1, 1)), others=more_sizes, why=why)
     merges(Block(f, a=conv(k=1), bias=parameter(4, 1, 1)), others=more_sizes)
     merges(Block(f, a=conv(padding=1, padding_mode='circular'), bias=parameter(4, 1, 1)), others=more_sizes[:2])
@@ -521,7 +521,7 @@ def test_terms_in_parts():
     class PlusRelu(nn.Module):
         def forward(self, x, y): return x + y.relu()
     refuses(Block(lambda m,x: m.p(m.a(x), x) + m.b(x), p=PlusRelu(), a=conv(padding=1), b=conv(k=1)), others=more_sizes,
-        why="can't be had")
+        why="doesn't show what goes in")
     class PlusAsks(nn.Module):
         def forward(self, x, y): return x + y if x.shape[-1]>2 else x - y
     refuses(Block(lambda m,x: m.p(m.a(x), x.relu()) + m.b(x), p=PlusAsks(), a=conv(padding=1), b=conv(k=1)),

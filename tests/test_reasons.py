@@ -178,7 +178,7 @@ def test_lost():
     o = BN_Folder().plan(typed, bytes_).kept[0].why
     tells(o, 'may depend on the dtype of its input', todo='convert the input')
     assert not BN_Folder().plan(typed, bytes_.float()/255).kept
-    tells(of('input', kw=dict(name=object())), 'neither a tensor nor a number', todo='set it when the model is made')
+    tells(of('input', kw=dict(name=object())), 'an input other than a tensor', todo='set it when the model is made')
     class Many(Parts):
         def forward(self, *xs): return self.bn(self.conv(sum(xs) if len(xs)>1 else xs[0])).relu()
     o = BN_Folder().plan(live(Many('')), images).kept[0].why

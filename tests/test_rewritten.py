@@ -125,7 +125,7 @@ def test_looked_at(use):
         dim,sizes = 2,[1, 2]
         def more(self, y): return y
     block = Block(lambda m,x: use(m.b, x).relu(), b=Asked())
-    stays(nn.Sequential(block), images, why="'0.b' does other things when it is traced")
+    stays(nn.Sequential(block), images, why="'0.b' does something else when torch.fx traces it")
 
 def test_numpy_number():
     class Root(Sum):
@@ -140,7 +140,7 @@ def test_part_out_of_sight():
             self.parts = [Block(lambda m,x: x*m.g)]
             self.parts[0].g = self.g
         def forward(self, x): return self.parts[0](self.conv(x))
-    stays(nn.Sequential(Hidden(), nn.Identity()), images, why='computed in the forward of')
+    stays(nn.Sequential(Hidden(), nn.Identity()), images, why='the forward of ')
 
 def test_weight_of_a_norm():
     "It also multiplies channels elsewhere"
@@ -220,7 +220,7 @@ def test_attributes_set_by_others():
     def f(m, x): return (m.a(x) + m.c(x)).flatten(2).unflatten(2, (-1, m.h)).cumsum(3)
     def g(m, x): return (m.a(x)*m.g).flatten(2).unflatten(2, (-1, m.h)).cumsum(3)
     for model in Model(f, a=conv(padding=1), c=conv(padding=1)), Model(g, a=conv(padding=1), g=gamma(4, 1, 1)):
-        stays(model, images, others=[(batch(2, 4, 4, 8),)], why='has attributes set in a forward')
+        stays(model, images, others=[(batch(2, 4, 4, 8),)], why='a forward sets attributes of')
 
 def test_attributes_set_further_inside():
     "A factor that the model hands to a part of a part, each time"
@@ -233,7 +233,7 @@ def test_attributes_set_further_inside():
             self.block.p.k = 2. if x.sum()>0 else 3.
             return self.block(x).relu()
     x = images.abs()
-    stays(Model(), x, others=[(-x,), (x,)], why="'block.p' has attributes set in a forward")
+    stays(Model(), x, others=[(-x,), (x,)], why="a forward sets attributes of 'block.p'")
 
 def test_dtypes_under_autocast():
     "Layers that only agree with each other because their weights are cast"
@@ -258,7 +258,7 @@ def test_out_of_sight_in_a_part():
         s,z = m.p(x)
         return (s + x).relu() + z
     part = Block(lambda m,x: (m.a(x)*2, x.relu()), a=conv(padding=1))
-    stays(nn.Sequential(Block(g, p=part), nn.ReLU()), images, why="what its layers take, or make, can't be had in '0'")
+    stays(nn.Sequential(Block(g, p=part), nn.ReLU()), images, why="the forward of '0' doesn't show what goes in or what comes out")
 
 def test_arguments_that_are_no_tensors():
     "A trace would have them as they are in the example"
@@ -273,7 +273,7 @@ def test_arguments_that_are_no_tensors():
     def looked_up(m, x, mode): return {True: m.a(x)+m.c(x)}.get(mode, x)
     for f in asked, looked_up:
         model = Model(Options(f, a=conv(padding=1), c=conv(padding=1)))
-        stays(model, images, True, others=[(images, False)], why='does other things when it is traced')
+        stays(model, images, True, others=[(images, False)], why='does something else when torch.fx traces it')
 
 def test_padding_by_hand():
     "A convolution that pads the sides differently, as PyTorch itself has no way to say"
