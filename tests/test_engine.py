@@ -15,6 +15,7 @@ from timm.layers import BatchNormAct2d
 from fastfold.core.absorb import fold_conv_bn, fold_linear_bn
 from fastfold.core.affine import Affine, LinearMap
 from fastfold.core.rules import LayerRule, NORMS, NormRule, conv_axis, conv_obstacle
+from fastfold.core.ops import common_name
 from fastfold.core.passes import in_float64
 from fastfold.core.refusals import FoldError
 from fastfold.folder import BN_Folder
@@ -288,7 +289,7 @@ def test_weight_that_also_scales():
     def ahead(s, x): return s.bn(s.conv(x)*s.bn.weight[:,None,None])
     for f in after, ahead:
         rep = fold(nn.Sequential(pair(f), nn.ReLU()), images, layer_scale=True)
-        assert not rep.folded and all('also read by' in r.reason for r in rep.kept), str(rep)
+        assert not rep.folded and all('also reads the weights of' in r.reason for r in rep.kept), str(rep)
 def test_written_behind_two_norms():
     "The first goes, but if the second went, too, what is written into would be a view of single elements"
     def f(s, x): return s.b2(s.bn(s.conv(x)[:,:,:1,:1].expand(-1, -1, 3, 3))).mul_(2)
@@ -853,7 +854,7 @@ def test_activation_that_looks_elsewhere(how, monkeypatch):
     nn.ReLU(True), nn.SiLU(True), nn.Hardswish(True), nn.LeakyReLU(inplace=True), nn.ELU(inplace=True)])
 def test_activation_in_place(act):
     before = pair(lambda s,x: (lambda y: (s.act(y), s.bn(y))[1])(s.conv(x)), act=act)
-    keeps(before, images, why=f'made by {type(act).__name__}')
+    keeps(before, images, why=f'made by {common_name(type(act).__name__)}')
     keeps(pair(lambda s,x: (lambda y: (s.bn(y), s.act(y))[0])(s.conv(x)), act=act), images, why='also used by')
     folds(pair(lambda s,x: s.act(s.bn(s.conv(x))), act=act), images)
 
@@ -1242,7 +1243,7 @@ def test_attributes_set_in_forward():
         return s.conv(s.bn(x.relu()))
     hyper = nn.BatchNorm2d(4)
     del hyper.weight
-    why = 'has attributes set in a forward'
+    why = 'a forward sets attributes of'
     model = Net(plain, conv=conv(), bn=hyper)
     keeps(model, images, batch(3, 4, 2, 2), why=why, others=[(images, batch(3, 4, 2, 2, seed=1))])
     for f in eps, padding:
@@ -1324,7 +1325,7 @@ def test_choices_by_name():
         model = Net(f, conv=conv(), norm=nn.BatchNorm2d(4), a=part(), b=part(), c=conv(), d=conv())
         fold(model, images, True, others=[(images, False)])
     model = Net(lambda s,x,d: (s.a if d else s.b)(s.conv(x)), conv=conv(), a=part(), b=part())
-    keeps(model, images, True, why='depends on the input')
+    keeps(model, images, True, why="for some inputs 'conv' is used without this norm")
     model = Net(lambda s,x: s.norm(s.conv(x)).relu(), conv=conv(), norm=nn.BatchNorm2d(4), other=nn.Linear(4, 4))
     folds(model, images, n=1)
 
@@ -1397,7 +1398,7 @@ def test_exact_list():
     class Totals(Pair):
         strict = Strict()
         def forward(self, xs): return super().forward(self.strict.total(xs))
-    keeps(Totals(), [images, images], why='ordinary number') # how many there are isn't heard
+    keeps(Totals(), [images, images], why='an input other than a tensor') # how many there are isn't heard
 
 def test_state_beside_a_part():
     "A part that is run alone leaves numbers as they are that the model keeps from call to call"

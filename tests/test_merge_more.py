@@ -234,7 +234,7 @@ def test_even_chains():
 def test_even_stays():
     shifted = nn.Sequential(conv(k=1), same(2))
     refuses(branches(shifted, same(2)), others=sizes, why='pads with zeros what has been shifted')
-    refuses(branches(nn.Sequential(nn.BatchNorm2d(4), same(2)), conv(padding=1)), why='pads with zeros what has been shifted')
+    refuses(branches(nn.Sequential(nn.BatchNorm2d(4), same(2)), conv(padding=1)), why='what has been shifted')
     ends = [nn.Sequential(same(2), conv(k=1, stride=2)) for _ in range(2)]
     refuses(branches(*ends), others=sizes, why='one side more')
     ends = [nn.Sequential(conv(k=1, bias=False, padding=1), same(2)) for _ in range(2)]
@@ -361,7 +361,7 @@ def test_child_with_an_option():
 def test_shift_before_zeros():
     "A shift inside of a branch, whose convolution pads with zeros"
     def f(m, x): return m.a(x + m.bias) + x
-    for a,why in (conv(padding=1), 'pads with zeros what has been shifted'), (same(2), 'pads what has been shifted'):
+    for a,why in (conv(padding=1), 'pads with zeros what'), (same(2), 'pads with zeros what'):
         refuses(Block(f, a=a, bias=parameter(4, 1, 1)), others=more_sizes, why=why)
     merges(Block(f, a=conv(k=1), bias=parameter(4, 1, 1)), others=more_sizes)
     merges(Block(f, a=conv(padding=1, padding_mode='circular'), bias=parameter(4, 1, 1)), others=more_sizes[:2])

@@ -82,9 +82,9 @@ class Choose(nn.Module):
 
 def test_choice():
     "The scale of one of several parts doesn't go into what all of them have"
-    stays(Choose(Scale(), Scale()), images, 0, others=[(images, 1)], why='ordinary number')
+    stays(Choose(Scale(), Scale()), images, 0, others=[(images, 1)], why='an input other than a tensor')
     def head(): return Block(lambda m,x: m.conv((x*m.g).relu()), conv=conv(), g=gamma(4, 1, 1))
-    stays(Choose(head(), head()), images, 0, others=[(images, 1)], why='ordinary number')
+    stays(Choose(head(), head()), images, 0, others=[(images, 1)], why='an input other than a tensor')
     def own(): return Block(lambda m,x: m.g*m.conv(x), conv=conv(), g=gamma(4, 1, 1))
     rep,_ = stays(Choose(own(), own()), images, 0, others=[(images, 1)], why='never runs it')
     assert len(rep.folded)==1
@@ -258,7 +258,8 @@ def test_out_of_sight_in_a_part():
         s,z = m.p(x)
         return (s + x).relu() + z
     part = Block(lambda m,x: (m.a(x)*2, x.relu()), a=conv(padding=1))
-    stays(nn.Sequential(Block(g, p=part), nn.ReLU()), images, why="the forward of '0' doesn't show what goes in or what comes out")
+    hidden = "the forward of '0' doesn't show what goes in"
+    stays(nn.Sequential(Block(g, p=part), nn.ReLU()), images, why=hidden)
 
 def test_arguments_that_are_no_tensors():
     "A trace would have them as they are in the example"

@@ -93,7 +93,7 @@ def test_odd_numbers():
     odd = nn.Parameter(torch.tensor([0., -1, 2, 1e-300], dtype=torch.float64).view(4, 1, 1))
     folds(scaled(f, g=odd), images)
     nans = nn.Parameter(torch.full((4, 1, 1), torch.nan))
-    kept = BN_Folder(affine=True).plan(scaled(f, g=nans).eval(), images).kept
+    kept = BN_Folder(affine=True).plan(live(scaled(f, g=nans)), images).kept
     assert [(o.name, o.why.key) for o in kept]==[('0.g', 'not_finite')]
 
 def test_off_by_default(): keeps(scaled(lambda m,x: m.g*m.conv(x)), images, layer_scale=False)
