@@ -78,7 +78,7 @@ def draw_networks(batch:int, rounds:int):
 
 @call_parse
 def main(
-    rounds:int=9, # Measurements of each form
+    rounds:int=7, # Measurements of each form
     batch:int=8, # Pictures per pass
 ):
     torch.manual_seed(0)
