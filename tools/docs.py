@@ -143,7 +143,7 @@ def prep(
     nb.metadata['language_info'] = dict(name='python')
     return reads(nb2str(nb), as_version=4)
 
-guide = ['index', 'tutorial.pets', 'tutorial.learner', 'questions', 'folds', 'adding', 'reasons', 'merging',
+guide = ['index', 'tutorial.pets', 'tutorial.learner', 'questions', 'algebra', 'adding', 'reasons', 'merging',
     'deployment', 'benchmarks', 'peers'] # what is read first comes first; a page of the guide that isn't named here comes last
 parts = dict(guide='Guide', _proc='API', core='core', merge='merge', report='report', training='training', lab='lab')
 
