@@ -50,7 +50,7 @@ def enclosing(
     name:str, # Qualified name of a module, or of something in one
     known:Container[str], # Names of modules, with '' for the whole
 ) -> str:
-    "Find the smallest module in `known` that `name` is, or is in"
+    "Find the innermost module in `known` that is `name`, or contains it"
     while name not in known: name = name.rpartition('.')[0]
     return name
 
@@ -59,7 +59,7 @@ def stretches(
     report:FoldReport, # What was folded and merged
     known:Container[str], # Names of the modules that are in both models
 ) -> list[set[str]]: # A set of names for each fold or merge
-    "List, for each thing that was folded or merged, the names of all that has a part in it"
+    "List the names of all that takes part in each fold or merge"
     folds = [(o.name, *o.into) for o in report.folded]
     merges = [(o.name.rpartition('.')[0], *o.members) for o in report.merged]
     return [{enclosing(n, known) for n in parts} for parts in folds+merges]
@@ -79,7 +79,7 @@ def places(
     folded:nn.Module, # What came of it
     report:FoldReport, # What was folded and merged
 ) -> tuple[list[str],list[set[str]]]: # Names of modules, and see `stretches`
-    "Choose what to look at in both models: the whole, layers, and what has a part in a fold"
+    "Choose what to compare in both models: the whole, the layers, and whatever takes part in a fold"
     old = dict(model.named_modules())
     both = {name:m for name,m in folded.named_modules() if name in old}
     parts = stretches(report, both)
@@ -145,7 +145,7 @@ def draw_agreement(
     df:'pd.DataFrame', # From `agreement`
     ax:'Axes|None'=None # Where to draw; a new figure of README width if None
 ) -> 'Axes':
-    "Draw the difference after each layer over what rounding makes of the original, on a scale of powers of ten"
+    "Draw the difference after each layer beside that of rounding, on a scale of powers of ten"
     n = len(df)
     eps = df.resolution.max()
     values = [v for v in (*df.difference, *df.rounding, eps) if v]

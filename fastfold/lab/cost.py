@@ -76,7 +76,7 @@ def time_ratio(
     verify:bool, # Check the outputs?
     rounds:int, # Measurements of each
 ) -> float: # Median over the rounds
-    "Compare the time to fold `model` with that of 1.5 copies and the passes that it can't do without"
+    "Compare the time to fold `model` with that of 1.5 copies and the passes that any fold needs"
     passes = 3 if verify else 1
     def fold(m, x): return BN_Folder(verify=verify).fold(m, x)
     cost = fold_cost(model, xb, fold, rounds, min_time=0.)

@@ -22,7 +22,7 @@ def difference(
     want:list[Tensor],
     got:list[Tensor], # As many
 ) -> float: # Relative to the largest value of each tensor, or to 1 where that is smaller
-    "Return the largest difference between what should come out and what does"
+    "Return the largest difference between expected and actual outputs"
     def relative(a, b): return ((a-b).abs().max()/a.abs().max().clamp(min=1)).item()
     return max(relative(a, b) for a,b in zip(want, got, strict=True))
 
@@ -36,7 +36,7 @@ def check_undo(
     net:nn.Module, # In evaluation, float64
     merge:bool=False, # Merge layers, too?
 ):
-    "Check that folding `net` in place and back leaves the same objects, with the same bits in them"
+    "Check that folding `net` in place and unfolding it leaves the same objects, with the same bits"
     x = batches()[0]
     folder = BN_Folder(merge=merge, verify=False)
     want = outputs(net, x)
@@ -97,7 +97,7 @@ def check_asking(net:nn.Module) -> FoldReport: # net: in evaluation, float64
 # %% ../../nbs/lab/09_fuzz.ipynb #5165ecad
 @dataclass(repr=False)
 class FuzzResult:
-    "Hold what became of many random networks"
+    "Hold the results for many random networks"
     networks:int=0 # Checked
     norms:int=0 # In those that passed
     folded:int=0 # Of these norms
