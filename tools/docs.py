@@ -144,7 +144,7 @@ def prep(
     return reads(nb2str(nb), as_version=4)
 
 guide = ['index', 'tutorial.pets', 'tutorial.learner', 'questions', 'algebra', 'adding', 'reasons', 'merging',
-    'deployment', 'benchmarks', 'peers'] # what is read first comes first; a page of the guide that isn't named here comes last
+    'deployment', 'benchmarks', 'peers'] # what is read first comes first, and what isn't named here comes last
 parts = dict(guide='Guide', _proc='API', core='core', merge='merge', report='report', training='training', lab='lab')
 
 def part(f:Path) -> str: # 'Guide', 'API' for the rooms that users call, or the name of another part
