@@ -7,6 +7,7 @@ from torch import nn
 from fastfold.folder import BN_Folder
 from fastfold.lab.bench import benchmark
 from fastfold.lab.forms import FORMS, for_inputs, make_forms
+import fastfold.learner # noqa: F401, gives `Learner` its methods
 from tiny_learner import learner
 
 class TwoInputs(nn.Module):

@@ -83,7 +83,7 @@ def draw_form(
     change = tell_change(row.ratio, row.ratio_q1, row.ratio_q3).replace(' time', '')
     write(ax, -.02, y, row.model, size=9, ha='right')
     ax.barh(y, min(row.ratio, end), height=.62, color=colors['folded' if is_ours else 'base'], lw=0)
-    ax.hlines(y, row.ratio_q1, min(row.ratio_q3, end), color=colors['ink'], lw=1.5)
+    ax.hlines(y, min(row.ratio_q1, end), min(row.ratio_q3, end), color=colors['ink'], lw=1.5)
     write(ax, end+.04, y, change, size=9, weight='bold' if is_ours else 'normal')
 
 # %% ../../nbs/lab/17_fastest.ipynb #f85e1da4
