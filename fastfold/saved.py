@@ -52,7 +52,7 @@ def fold_whole(
     what:Learner|nn.Module, # Changed in place
     **options # Those of `BN_Folder`
 )->FoldReport: # What was folded, what was kept, and why
-    "Fold a learner or a model, on a batch that is inferred"
+    "Fold a learner or a model, with an example batch that is inferred"
     if isinstance(what, Learner): return what.fold(**options)
     folder = BN_Folder(**options)
     folder.fold(what, inplace=True)
