@@ -25,21 +25,21 @@ def announce_imports()->None:
 # %% ../nbs/05_cli.ipynb #fc48a79d
 @contextmanager
 def libraries_silenced()->Iterator[None]:
-    "Hide what libraries warn of, while what fastfold warns of is shown"
+    "Hide the warnings of libraries, but show those of fastfold"
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', module='(?!fastfold)')
         yield
 
 # %% ../nbs/05_cli.ipynb #4f6ccca3
 def demo(
-    epochs:int=5, # Times to go through the training pictures
-    size:int=64, # Width and height of the pictures, pixels
+    epochs:int=5, # Passes through the training pictures
+    size:int=64, # Width and height of the pictures, in pixels
     bs:int=16, # Batch size for training
     arch:str='resnet18', # Architecture, by its name in fastai, torchvision or timm
-    seed:int=42, # For all that is random
+    seed:int=42, # Seed for all that is random
     out:str='fastfold-demo', # Directory for report.html, report.png and folded.pkl
-    device:str|None=None, # Such as cpu, cuda, cuda:1 or mps; a GPU by CUDA if there is one, else the CPU
-    pets:bool=False, # Download photographs of pets unless they are there already? Without, drawings take their place
+    device:str|None=None, # Such as cpu, cuda, cuda:1 or mps; by default a CUDA GPU if there is one, else the CPU
+    pets:bool=False, # Download photographs of pets if they aren't there yet? Without it, drawings take their place
 )->None:
     "Train a network to tell cats from dogs, fold it, and show what changed"
     check_least(1, epochs=epochs)
@@ -128,12 +128,12 @@ Names = Annotated[list[str]|None, dict(type=str, opt=False, nargs='*')]
 # %% ../nbs/05_cli.ipynb #f5e9b1cc
 def zoo(
     archs:Names=None, # Networks of torchvision, timm, fastai or others (smp:Unet), or JSON lists; some by default
-    size:int=64, # Width and height of the pictures, pixels; larger where a network needs it
-    peers:bool=False, # Try the other tools that are installed, too
-    merge:bool=False, # Merge parallel layers whose results are summed, too
-    fuzz:int=0, # Check that many random networks instead
-    ask:bool=False, # Make random networks that ask about their input, and do something else for another one
-    seed:int=0, # For all that is random
+    size:int=64, # Width and height of the pictures, in pixels; larger where a network needs it
+    peers:bool=False, # Also try the other tools that are installed
+    merge:bool=False, # Also merge parallel layers whose outputs are summed
+    fuzz:int=0, # Check this many random networks instead
+    ask:bool=False, # Make random networks that ask about their input, and act on the answer
+    seed:int=0, # Seed for all that is random
     out:str='fastfold-zoo', # Directory for zoo.csv and zoo.png
 )->None:
     "Fold many networks, count the norms that are left, and compare what comes out"
@@ -169,7 +169,7 @@ def distrust(
 )->str: # '' if there is no cause
     "Say why `file` may not be what its user wrote, and what to do"
     if not hasattr(os, 'getuid'):
-        return f"whose file {file} is can't be told here: add --trust if you know where it comes from"
+        return f"it isn't known here who owns {file}: add --trust if you know where it comes from"
     if status.st_uid!=os.getuid(): return f'{file} belongs to another user: add --trust if you know where it comes from'
     if status.st_mode & (stat.S_IWGRP|stat.S_IWOTH):
         return f'others can write to {file}: add --trust if you know that nobody did, or chmod go-w it'
@@ -197,13 +197,13 @@ Patterns = Annotated[list[str]|None, dict(type=str, action='append')]
 
 # %% ../nbs/05_cli.ipynb #ddfda87b
 def fold(
-    file:str, # A learner that learn.export() wrote, or a model that torch.save(model, file) did
-    out:str|None=None, # File to write, also -o; beside the other by default, with -folded.pkl at the end of its name
-    force:bool=False, # Replace a file that is there?
-    trust:bool=False, # Load a file that others own or can write to? That runs the code in it
-    device:str='cpu', # Where to fold, and where what is written belongs: cpu, cuda, cuda:1 or mps
-    only:Patterns=None, # The only norms to fold, by name, such as 'backbone.*'; may be given several times
-    skip:Patterns=None, # Norms and layers to leave as they are, by name, in the same way
+    file:str, # A learner written by learn.export(), or a model written by torch.save(model, file)
+    out:str|None=None, # File to write, also -o; by default beside the first, with -folded.pkl at the end of its name
+    force:bool=False, # Replace an existing file?
+    trust:bool=False, # Load a file that others own or can write to? This runs the code in it
+    device:str='cpu', # Device to fold on, and for the model in the new file: cpu, cuda, cuda:1 or mps
+    only:Patterns=None, # Names of the only norms to fold, such as 'backbone.*'; may be given several times
+    skip:Patterns=None, # Names of norms and layers to leave as they are; may be given several times
     unshare:bool=False, # Copy a layer that is used several times, once for each norm beside it
 )->None:
     "Fold an exported learner or a saved model into a new file"
@@ -241,7 +241,7 @@ def main(
     "Run a command, and say in one line what went wrong"
     args = vars(make_parser().parse_args(argv))
     name = args.pop('command')
-    options = {k:v for k,v in args.items() if k not in ('pdb','xtra')} # these two, fastcore adds to any command
+    options = {k:v for k,v in args.items() if k not in ('pdb','xtra')} # fastcore adds these two to any command
     try:
         commands[name](**options)
         return 0

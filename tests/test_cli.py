@@ -438,7 +438,7 @@ def test_fold_trust(d, monkeypatch, capsys):
     monkeypatch.delattr(os, 'getuid')
     assert main(['fold','export.pkl'])==2
     out,err = capsys.readouterr()
-    assert not out and 'belongs to another user: add --trust' in err and "can't be told here: add --trust" in err
+    assert not out and 'belongs to another user: add --trust' in err and "it isn't known here who owns" in err
     assert err.count('\n')==2
     assert main(['fold','export.pkl','--trust'])==0
     assert capsys.readouterr().err==warning('export.pkl')
