@@ -130,14 +130,14 @@ class LinearMap:
         self.bias = torch.zeros_like(self.rows) if layer.bias is None else exact(layer.bias).view_as(self.rows)
 
     def absorb_after(self, a:Affine) -> None:
-        "Take in the map `a`, which the layer's output goes through"
+        "Absorb the map `a` that comes after the layer"
         scale = a.scale.view_as(self.rows)
         shift = a.shift.view_as(self.rows)
         self.rows = self.rows*scale
         self.bias = self.bias*scale + shift
 
     def absorb_before(self, a:Affine) -> None:
-        "Take in the map `a`, which the layer's input comes through"
+        "Absorb the map `a` that comes before the layer"
         scale = a.scale.view(self.groups, 1, -1)
         shift = a.shift.view(self.groups, 1, -1)
         blocks = grouped(exact(self.layer.weight), self.groups, self.transposed)
@@ -175,7 +175,7 @@ class EmbeddingMap:
         self.affine = Affine(scale, shift)
 
     def absorb_after(self, a:Affine) -> None:
-        "Take in the map `a`, which the layer's output goes through"
+        "Absorb the map `a` that comes after the layer"
         self.affine = self.affine.then(a)
 
     def parameters(self) -> dict[str,nn.Parameter]: # 'weight'

@@ -21,7 +21,7 @@ from .numbers import FromInput, HELD, is_of_core, KINDS, stand_in
 # %% ../../nbs/core/11_answers.ipynb #260fefee
 @dataclass(eq=False)
 class Question:
-    "Hold what a module asked of its input, and what it was told"
+    "Hold a question that a module asked about its input, and the answers"
     questions:Any=field(repr=False) # The `Questions` that it is one of
     where:str # Name of the module that asked
     kind:str # 'asks', 'number', 'lost', 'option', 'instance' or 'caught'
@@ -35,7 +35,7 @@ class Question:
 
     @property
     def is_open(self) -> bool:
-        "Tell whether an input may bring an answer that has not been seen"
+        "Tell whether an input may lead to an answer that has not been seen"
         if not self.questions.vary(self.sources): return False
         is_settled = len(self.answers)>1 or 'a tensor' in self.answers
         is_any = self.kind=='number' and self.questions.may_be_any(self.sources)
@@ -80,7 +80,7 @@ def takes_ints(by:Asker) -> bool:
 
 # %% ../../nbs/core/11_answers.ipynb #ab21649b
 class Questions:
-    "Hold what the modules of a model ask of its input"
+    "Hold all questions that the modules of a model ask about its input"
     def __init__(self) -> None:
         self.asked:dict[tuple,Question] = {}
         self.together:dict[tuple[Question,...],set[tuple]] = {} # Two or three of a module -> answers in a call
@@ -167,7 +167,7 @@ class Questions:
         return self.ask(sources, res) if type(res) is bool else self.lose(sources, res) # a flag has two values
 
     def ask(self, sources:frozenset[Hashable], answer:bool, by:Asker|None=None) -> bool: # The answer to give
-        "Note a question that decides about the way to go"
+        "Note a question whose answer may decide between branches"
         if not self.is_running: return answer
         by = by or self.here()
         is_forced = by.at in self.forced and by.times<=3 and self.vary(sources)

@@ -84,7 +84,7 @@ Pair = tuple[Tensor,Tensor] # A parameter that was set aside, and what the model
 
 @dataclass(eq=False, kw_only=True)
 class BlockChange(Change):
-    "Describe a module as it was, and the same with another forward"
+    "Describe the replacement of a module by one with another forward"
     pairs:list[Pair]=field(default_factory=list) # Parameters that it sets aside, with others that the new module has
     is_root:bool=False # Is it the model itself, of which only a copy can become another one?
 

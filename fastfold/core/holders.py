@@ -61,7 +61,7 @@ def refill_dict(
     o:dict,
     was:dict # What it held
 ) -> None:
-    "Let `o` hold what `was` holds, in the same order"
+    "Give `o` the content of `was`, in the same order"
     own = type_of(o)
     for k in [k for k in own.keys(o) if k not in was]: own.__delitem__(o, k)
     for k,v in was.items():
@@ -76,7 +76,7 @@ def refill(
     o:Any, # A dict, list, deque or set, or of a type made of one
     what:list # As `content` gave it
 ) -> None:
-    "Let the container `o` hold `what`"
+    "Give the container `o` the content `what`"
     own = type_of(o)
     if isinstance(o, dict):
         n = len(what)//2
@@ -91,7 +91,7 @@ def altered_keys(
     o:Any, # A dict, list, deque or set, or of a type made of one
     was:list # What was in it, as `content` gave it
 ) -> list: # Keys of a dict, or places in a list
-    "List where `o` holds something else than it did"
+    "List the keys or positions at which `o` has changed"
     own = type_of(o)
     if isinstance(o, dict): return [k for k,v in zip(was, was[len(was)//2:]) if own.get(o, k, v) is not v]
     return [i for i,(a,b) in enumerate(zip(o, was)) if a is not b] if isinstance(o, list) else []
@@ -112,7 +112,7 @@ class Containers:
         return dict.values(o) if isinstance(o, dict) else type_of(o).__iter__(o)
 
     def restore(self) -> None:
-        "Let each container hold what it held"
+        "Restore the content of each container"
         for o in self.empty:
             self.was_altered |= bool(len(o))
             if len(o): refill(o, [])
@@ -156,7 +156,7 @@ class Slots:
         return slots.values()
 
     def restore(self) -> None:
-        "Let each slot hold what it held"
+        "Restore the content of each slot"
         for o,slots in self.noted:
             for name,was in slots.items():
                 if slot(o, name) is was: continue
@@ -177,7 +177,7 @@ class Modules:
         return ()
 
     def restore(self) -> None:
-        "Let each module be of the class that it was of"
+        "Restore the class of each module"
         for m,cls in self.noted:
             if type(m) is not cls: m.__class__ = cls
 
@@ -190,7 +190,7 @@ def is_filled(cell:CellType) -> bool:
 
 # %% ../../nbs/core/05_holders.ipynb #ec7b3675
 class Cells:
-    "Variables that functions have from where they were made"
+    "Variables of enclosing functions, which functions refer to"
     def __init__(self) -> None: self.noted:list[tuple[CellType,Any]] = []
 
     def note(self, f:FunctionType) -> Iterable:
@@ -200,14 +200,14 @@ class Cells:
         return [o for _,o in cells]
 
     def restore(self) -> None:
-        "Let each cell hold what it held"
+        "Restore the content of each cell"
         for cell,was in self.noted: cell.cell_contents = was
 
 # %% ../../nbs/core/05_holders.ipynb #e6505163
 cached_function = type(cache(len)) # of functions that remember their results
 
 class Caches:
-    "Functions that remember their results"
+    "Functions with a cache of their results"
     def __init__(self) -> None: self.noted:list[tuple[Any,Any]] = []
 
     def note(self, f:Any) -> Iterable:
@@ -216,7 +216,7 @@ class Caches:
         return (f.__wrapped__,)
 
     def restore(self) -> None:
-        "Let each function forget its results if there are new ones"
+        "Clear the cache of each function that has new results"
         for f,info in self.noted:
             if f.cache_info().misses!=info.misses: f.cache_clear()
 
@@ -259,7 +259,7 @@ class Tensors:
 
     @torch.no_grad()
     def restore(self) -> None:
-        "Let each tensor have the memory that it had, and hold the numbers that it held if they were copied"
+        "Restore the memory of each tensor, and its numbers if they were copied"
         def layout(t:Tensor) -> tuple: return t.data_ptr(),t.shape,t.stride(),t.dtype
         for t,same in self.memory.values():
             if layout(t)!=layout(same): t.data = same
@@ -282,7 +282,7 @@ class Arrays:
         return ()
 
     def restore(self) -> None:
-        "Let each array hold what it held"
+        "Restore the content of each array"
         for a,was in self.noted:
             if a.tobytes()!=was.tobytes(): a[...] = was
 
@@ -316,5 +316,5 @@ class Generators:
         return ()
 
     def restore(self) -> None:
-        "Let each generator have the state that it had"
+        "Restore the state of each generator"
         for set_state,state in self.noted: set_state(state)

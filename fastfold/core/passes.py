@@ -55,7 +55,7 @@ def fresh(*trees:Any) -> Any:
 
 # %% ../../nbs/core/15_passes.ipynb #fb9b758a
 def warm_up(module:nn.Module, call:Pass) -> None:
-    "Let `module` install what it installs at its first call"
+    "Run `module` once, so that it installs what it installs at its first call"
     args,kwargs = fresh(call.args, call.kwargs)
     module(*args, **kwargs)
 
@@ -160,7 +160,7 @@ def first_pass(
     kwargs:dict|None,
     *options:Any # As for `Recorder`
 ) -> Recorder:
-    "Follow a batch in whatever way `model` needs"
+    "Run a batch in the way that `model` needs"
     def follow(unmarked, is_warm=True):
         rec = Recorder(model, *options)
         rec.questions.unmarked,rec.is_warm = unmarked,is_warm

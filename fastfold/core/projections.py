@@ -17,13 +17,13 @@ def absorbed(
     bias:nn.Parameter|None, # [out]
     a:Affine # [in]
 ) -> tuple[nn.Parameter,Tensor]: # The new weight, and the new bias in float64
-    "Let a weight and its bias take in the map `a` that the input comes through"
+    "Absorb the map `a` of the input into a weight and its bias"
     shift = exact(weight) @ a.shift
     return mapped(weight, a.scale.expand_as(weight)), shift if bias is None else shift + exact(bias)
 
 # %% ../../nbs/core/02_projections.ipynb #3955a5eb
 def unchanged(n:int, like:Tensor) -> Affine: # [n]
-    "Make the map that changes nothing, on the device where `like` is calculated with"
+    "Make the map that changes nothing, on the device used to calculate with `like`"
     one = exact(like.new_ones(n))
     return Affine(one, torch.zeros_like(one))
 
@@ -37,7 +37,7 @@ class RecurrentMap:
         self.before = unchanged(layer.input_size, layer.weight_ih_l0)
 
     def absorb_before(self, a:Affine) -> None: # [in]
-        "Take in the map `a`, which the layer's input comes through"
+        "Absorb the map `a` that comes before the layer"
         self.before = a.then(self.before)
 
     def parameters(self) -> dict[str,nn.Parameter]: # By name, those of both directions
@@ -68,7 +68,7 @@ class AttentionMap:
         self.befores = [unchanged(n, layer.out_proj.weight) for n in sizes] # of query, key and value
 
     def absorb_before(self, a:Affine, at:tuple[int,...]) -> None: # at: 0 for the query, 1 for the key, 2 for the value
-        "Take in the map `a`, which the inputs `at` these places come through"
+        "Absorb the map `a` that comes before the inputs at the positions `at`"
         for i in at: self.befores[i] = a.then(self.befores[i])
 
     def parameters(self) -> dict[str,nn.Parameter]: # By name

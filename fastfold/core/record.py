@@ -40,7 +40,7 @@ class Value:
     escapes_by:Reason|None=None # How it leaves the pass other than through its users, if it does
 
     def escape(self, key:str, **fields:Any) -> None: # key: one of `ESCAPES`
-        "Note that somebody else has it, too"
+        "Note that something else has the value, too"
         self.escapes_by = reason(key, ESCAPES, **fields)
 
     def __repr__(self):
@@ -70,7 +70,7 @@ class Op:
 
     @property
     def is_layer(self) -> bool:
-        "Tell whether it is the call of a module"
+        "Tell whether this is the call of a module"
         return isinstance(self.func, nn.Module)
 
     @property
@@ -85,12 +85,12 @@ class Op:
 
     @property
     def mention(self) -> Mention:
-        "Return what a reason says of it"
+        "Return what a reason says about the operation"
         name = self.name if self.is_layer else common_name(self.name, (*self.args, *self.kwargs.values()))
         return Mention(name, self.where, self.is_layer)
 
     def argument(self, name:str, place:int, default:Any=None) -> Any:
-        "Return what was given as `name`, or at that place among the positional arguments"
+        "Return the argument `name`, or the positional one at `place`"
         if name in self.kwargs: return self.kwargs[name]
         return self.args[place] if len(self.args)>place else default
 

@@ -43,7 +43,7 @@ _states = 'requires_grad','is_contiguous' # answers that another call may get ot
 _types = 'dtype','is_floating_point','is_complex','is_signed','element_size','itemsize','type'
 
 class FunctionRecorder:
-    "Write down calls of torch functions in a `Record`"
+    "Record calls of torch functions"
     def __init__(self,
         model:nn.Module,
         rules:dict[Callable,OpRule]=OPS, # What is known of operations
@@ -137,7 +137,7 @@ class FunctionRecorder:
 
 # %% ../../nbs/core/14_recorder.ipynb #59b0c0f3
 class Functions(TorchFunctionMode):
-    "Show a recorder every torch function, as it was called"
+    "Pass every call of a torch function to a recorder"
     def __init__(self, rec:FunctionRecorder):
         super().__init__()
         self.rec = rec
@@ -148,7 +148,7 @@ class Functions(TorchFunctionMode):
 
 # %% ../../nbs/core/14_recorder.ipynb #442e4ccb
 class Dispatched(TorchDispatchMode):
-    "Show a recorder every call that reaches the dispatcher"
+    "Pass every call that reaches the dispatcher to a recorder"
     def __init__(self, rec:FunctionRecorder):
         super().__init__()
         self.rec = rec
@@ -205,7 +205,7 @@ def modules_in(o:Any) -> list[nn.Module]: # o: an attribute of a module
 
 # %% ../../nbs/core/14_recorder.ipynb #e9ea225e
 class ModuleRecorder(FunctionRecorder):
-    "Write down calls of modules, too"
+    "Record calls of modules, too"
     def __init__(self,
         model:nn.Module,
         is_leaf:Callable[[nn.Module],bool], # Which modules are taken as a whole?

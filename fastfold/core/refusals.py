@@ -177,7 +177,7 @@ class Mention(NamedTuple):
     is_layer:bool=False
 
     def told(self, short:Callable[[str],str]) -> str: # short: what becomes of each name
-        "Put it in words"
+        "Return the mention in words"
         if self.is_layer: return f"'{short(self.name)}'"
         return f"{self.name} in '{short(self.where)}'" if self.where else self.name
 
@@ -187,7 +187,7 @@ class Mention(NamedTuple):
 
     @property
     def kind(self) -> str:
-        "Put in words what it has in common with others of its kind"
+        "Return the mention in words, without the names"
         return "'…'" if self.is_layer else self.name
 
     def __str__(self) -> str: return self.told(str)
@@ -219,7 +219,7 @@ class Reason:
 
     @property
     def kind(self) -> str:
-        "Say it without names, as it may hold for other layers, too"
+        "Return the reason without names, to compare it with those of other layers"
         fields = {k:v.kind if isinstance(v, (Mention,Reason)) else v for k,v in self.fields.items()}
         return fill(self.text.why, fields, lambda name: '…')
 
@@ -264,7 +264,7 @@ def reason(
 # %% ../../nbs/core/00_refusals.ipynb #50fc83f9
 @dataclass(frozen=True)
 class Both(Reason):
-    "Say that neither way is open, the one back and the one ahead"
+    "Say why a norm can be folded neither back nor ahead"
     @property
     def back(self) -> Reason:
         "Return what blocks the way back"
@@ -311,7 +311,7 @@ class Refused(Exception):
 
 # %% ../../nbs/core/00_refusals.ipynb #1a501535
 class CannotFold(Refused):
-    "Stop where a norm stays as it is"
+    "Stop a search for a home of a norm, with the reason why there is none"
     def __init__(self, key:str, **fields): # key: one of `REASONS`
         super().__init__(reason(key, **fields))
 

@@ -45,7 +45,7 @@ def conv_obstacle(conv:_ConvNd) -> str: # '' or a reason
 
 # %% ../../nbs/core/03_rules.ipynb #f1eb0cee
 class DeformedConv2d(nn.Conv2d):
-    "Stand for a convolution that looks at places which other inputs say"
+    "Stand for a convolution that samples at positions given by other inputs"
 
 # %% ../../nbs/core/03_rules.ipynb #19590500
 def sampled_obstacle(conv:DeformedConv2d) -> str: # A reason
@@ -54,7 +54,7 @@ def sampled_obstacle(conv:DeformedConv2d) -> str: # A reason
 
 # %% ../../nbs/core/03_rules.ipynb #af7af318
 def no_obstacle(layer:Any) -> str: # ''
-    "Tell that `layer` can absorb any shift before it"
+    "Return '', since `layer` can absorb any shift before it"
     return ''
 
 # %% ../../nbs/core/03_rules.ipynb #970c0802
@@ -95,7 +95,7 @@ def drop_and_act(
 
 # %% ../../nbs/core/03_rules.ipynb #445cc7bf
 def identity(norm:Any) -> nn.Module:
-    "Make what is left of an ordinary norm when its map is gone: nothing"
+    "Make an `Identity`, which is what is left of an ordinary norm"
     return nn.Identity()
 
 # %% ../../nbs/core/03_rules.ipynb #93f18027

@@ -64,7 +64,7 @@ class Variables:
         return [o for o in used.values() if not isinstance(o, cached_function)] # those are shared by all
 
     def restore(self) -> None:
-        "Let each variable hold what it held"
+        "Restore each variable"
         for variables,used in self.noted.values():
             for name,was in used.items():
                 if variables.get(name) is not was: variables[name] = was
@@ -118,7 +118,7 @@ class Classes:
         return res + methods_used(cls)
 
     def restore(self) -> None:
-        "Let each class have the attributes that it had"
+        "Restore the attributes of each class"
         for cls,was in self.noted.items():
             now = attributes_of(cls)
             for k in now.keys()-was.keys(): delattr(cls, k)
@@ -141,7 +141,7 @@ class Holders:
         self.arrays = Arrays()
 
     def restore(self) -> None:
-        "Let everything hold what it held"
+        "Restore everything that was noted"
         for kind in vars(self).values(): kind.restore()
 
 # %% ../../nbs/core/06_snapshot.ipynb #f9d4332f
@@ -241,5 +241,5 @@ class Snapshot:
             if type(v) not in _atoms: self.walk(v)
 
     def restore(self) -> None:
-        "Let everything hold what it held"
+        "Restore everything that was noted"
         self.held.restore()

@@ -59,7 +59,7 @@ def pending(
     model:nn.Module,
     undo:Any # Its `restore` takes back what is about to happen to `model`; twice is once
 ) -> Iterator[Any]: # `undo`
-    "Take back whatever happens in here, at the latest by `settle`"
+    "Undo everything that happens in the context, at the latest when `settle` is called"
     todo = _open.setdefault(model, [])
     todo.append(undo)
     try: yield undo
@@ -71,7 +71,7 @@ def pending(
 
 # %% ../../nbs/core/08_state.ipynb #b2d9c3de
 def settle(model:nn.Module) -> None:
-    "Put back what an interrupted call has left"
+    "Restore what an interrupted call has left"
     todo = _open.get(model, [])
     try:
         if todo: put_back(todo, todo[0])
@@ -93,7 +93,7 @@ class Modes:
         self.excluded = {k:torch._C._dispatch_tls_is_dispatch_key_excluded(k) for k in _python_keys}
 
     def restore(self) -> None:
-        "Leave those that were entered since and, because of an interrupt, not left"
+        "Leave the modes that an interrupt has left open"
         if threading.get_ident()!=self.thread: return
         _set_functions(self.functions)
         for k,is_excluded in self.excluded.items(): torch._C._dispatch_tls_set_dispatch_key_excluded(k, is_excluded)
@@ -147,7 +147,7 @@ def run(
     args:tuple=(), # Positional inputs
     kwargs:dict|None=None # Keyword inputs
 ) -> Any: # What the model returns
-    "Return what `model` makes of these inputs in evaluation"
+    "Return the outputs of `model` for these inputs in evaluation"
     with guarded(model): return model(*args, **(kwargs or {}))
 
 # %% ../../nbs/core/08_state.ipynb #d914a6f4
@@ -166,7 +166,7 @@ def sound_numbers(
     model:nn.Module,
     names:Iterable[str] # Of parameters and buffers of `model`
 ) -> Iterator[None]:
-    "Run with other numbers in place of those that are NaN, infinite or negative"
+    "Replace numbers that are NaN, infinite or negative, for a moment"
     before = list[tuple[dict,str,Any]]()
     try:
         for name in names:
@@ -187,7 +187,7 @@ def sound_numbers(
 def undone_on_failure(
     undo:Callable[[], Any] # Takes back what was done before, and what was done in here as far as it got
 ) -> Iterator[None]:
-    "Call `undo` if what is done in here fails or is interrupted"
+    "Call `undo` if the context fails or is interrupted"
     try: yield
     except BaseException:
         undo()

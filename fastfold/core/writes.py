@@ -53,7 +53,7 @@ def is_layer(m:nn.Module) -> bool:
 
 # %% ../../nbs/core/07_writes.ipynb #06412981
 class Guard(TorchDispatchMode):
-    "Copies tensors of a snapshot before they are written into, or doesn't let that happen"
+    "Copies tensors of a snapshot before they are written into, or refuses the write"
     def __init__(self,
         before:Snapshot, # It gets the copies
         names:dict[int,str] # id of a parameter that may not be written into -> its name
@@ -85,7 +85,7 @@ class Guard(TorchDispatchMode):
             self.tensors.keep(o)
 
     def refuse_from_now(self) -> None:
-        "Refuse what the forward writes; what `eval()` itself has written is no matter"
+        "Refuse writes from now on; those of `eval()` itself were allowed"
         self.by_eval = set(self.touched())
         self.refuses = True
 

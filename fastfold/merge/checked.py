@@ -22,7 +22,7 @@ from .rewrite import block_changes, find_merges, Merge, Refusal
 # %% ../../nbs/merge/10_checked.ipynb #062b9246
 @dataclass
 class Merged:
-    "Hold what is merged in a model, and what isn't"
+    "Hold the merges of a model, and the sums that stay"
     changes:list[Change]
     merges:list[Merge]
     refused:list[Refusal]
@@ -34,7 +34,7 @@ def without_wrong(
     merges:list[Merge], # At least one
     check:Check # Compares the outputs
 ) -> tuple[list[Merge],list[Refusal],float|None]: # What is left, what is wrong, and how much the outputs still differ
-    "Leave out one merge after the other until the outputs agree"
+    "Leave out merges, one after the other, until the outputs agree"
     refused = list[Refusal]()
     def results(ms):
         with changed(model, block_changes(model, ms)) as m: return check.results(m)
@@ -61,7 +61,7 @@ def merge_layers(
     passes:list[Pass]|None=None, # What it returns, to compare with; by default on the example batch
     replaces_root:bool=False # May the model itself become another one?
 ) -> Merged:
-    "Find out which parallel layers of `model` become one, as far as one example batch shows"
+    "Find the parallel layers of `model` that can be merged, as far as one example batch shows"
     finder = finder_of(model, args, kwargs, rules, questions)
     finder.replaces_root = replaces_root
     merges,refused = find_merges(finder)

@@ -21,7 +21,7 @@ from .obstacles import CannotMerge
 # %% ../../nbs/merge/02_kernel.ipynb #5f35b445
 @dataclass
 class Kernel:
-    "Hold what a convolution or a Linear adds up for each element of its output"
+    "Hold a convolution or a Linear as weights with stride, dilation, padding and groups"
     weight:Tensor # [out, in/groups, *size], float64; `size` is empty for a Linear
     bias:Tensor # [out], float64
     groups:int=1
@@ -49,7 +49,7 @@ class Kernel:
 
     @property
     def pads(self) -> bool:
-        "Tell whether it looks beyond the borders"
+        "Tell whether the kernel reads beyond the borders"
         return any(self.padding + self.ends)
 
 # %% ../../nbs/merge/02_kernel.ipynb #3e97db5b
@@ -65,7 +65,7 @@ def kernel_of(
     layer:Any, # A Linear or convolution
     name:str|Mention='the layer' # What an error calls it
 ) -> Kernel:
-    "Return what `layer` adds up"
+    "Return `layer` as a kernel"
     w = exact(layer.weight)
     bias = w.new_zeros(len(w)) if layer.bias is None else exact(layer.bias)
     if isinstance(layer, nn.Linear): return Kernel(w, bias)
@@ -110,7 +110,7 @@ def merged_layer(
     base:Any, # The layer to resemble: in dtype, device, memory format, `requires_grad` and training flag
     k:Kernel
 ) -> nn.Module: # A Linear or convolution
-    "Make a layer that does what `k` says"
+    "Make a layer from the kernel `k`"
     new = blank_layer(base, k)
     old = base.weight
     tensors = dict(weight=k.weight.to(old).contiguous(**memory_format_of(old))) # type: ignore[call-overload]
@@ -147,7 +147,7 @@ def pool_kernel(
     device:torch.device|None=None, # Likewise
     name:str|Mention='the pool' # What an error calls it
 ) -> Kernel:
-    "Return what `pool` adds up"
+    "Return `pool` as a kernel"
     axes = rule_of(pool, POOLS)
     def each(o): return tuple(o)*(axes//len(o)) if isinstance(o, (tuple,list)) else (o,)*axes
     size = each(pool.kernel_size)
@@ -180,7 +180,7 @@ def embedded(
     ends:tuple[int,...], # Likewise
     dilation:tuple[int,...] # A divisor of that of `k`, and of the differences in padding
 ) -> Kernel:
-    "Return the same map with a kernel that looks further, at zeros"
+    "Return the same map with a larger kernel, filled up with zeros"
     size = [(m + p + e)//d + 1 for m,p,e,d in zip(k.margin, padding, ends, dilation)]
     def places(p, old_p, d, old_d, n): # along one axis, where padding was `old_p`, dilation `old_d`, and size `n`
         start = (p-old_p)//d
@@ -194,7 +194,7 @@ def embedded(
 
 # %% ../../nbs/merge/02_kernel.ipynb #57da1310
 def common_mode(*ks:Kernel) -> str:
-    "Return what all of `ks` find at the borders, if they look there"
+    "Return the padding mode that all of `ks` have, if they pad"
     modes = {k.mode for k in ks if k.pads}
     if len(modes)>1: raise CannotMerge('borders')
     return modes.pop() if modes else 'zeros'

@@ -71,6 +71,6 @@ UNMERGED = { # key -> what is said about it
 
 # %% ../../nbs/merge/01_obstacles.ipynb #b2b61ece
 class CannotMerge(Refused):
-    "Refuse to merge a sum, and tell why it stays as it is"
+    "Refuse to merge a sum, with the reason"
     def __init__(self, key:str, **fields:Any): # key: one of `UNMERGED`
         super().__init__(reason(key, UNMERGED, **fields))

@@ -116,7 +116,7 @@ def finder_of(
 # %% ../../nbs/merge/03_regions.ipynb #2bd7df61
 @dataclass(eq=False)
 class Region:
-    "Hold operations that make one value out of another, and are together a map like that of one layer"
+    "Hold operations between two values that one layer could do together"
     source:Value
     result:Value
     ops:list[Op] # In order of execution
@@ -178,7 +178,7 @@ def check_call(finder:Finder, op:Op, mine:list[Op]) -> None: # mine: all that is
 
 # %% ../../nbs/merge/03_regions.ipynb #b596e594
 def find_problem(finder:Finder, region:Region) -> Refused|None:
-    "Find why `region` must stay as it is, whatever it computes"
+    "Find a reason not to merge `region`, apart from what it computes"
     try:
         for op in region.ops: check_call(finder, op, region.ops)
     except Refused as e: return e

@@ -68,7 +68,7 @@ def whole_parts(finder:Finder, r:Region) -> list[str]:
 
 # %% ../../nbs/merge/08_rewrite.ipynb #efdd4678
 def make_merge(finder:Finder, r:Region) -> Merge: # r: a region, or some terms of a sum
-    "Make what takes the place of `r`; refuse if that can't be"
+    "Make the merge that replaces `r`, or refuse"
     if problem := find_problem(finder, r): raise problem
     if not (r.block or finder.replaces_root): raise CannotMerge('root')
     graph = block_graph(finder, r.block, [r])
@@ -254,7 +254,7 @@ def smaller(
 
 # %% ../../nbs/merge/08_rewrite.ipynb #280dec69
 def find_merges(finder:Finder) -> tuple[list[Merge],list[Refusal]]: # And each sum that stays, with the reason
-    "Find what can be merged in a model, as far as one example batch shows"
+    "Find the sums that can be merged in a model, as far as one example batch shows"
     merges,late = list[Merge](),list[Refusal]()
     with evaluating(finder.model):
         new,refused = candidates(finder)
@@ -273,7 +273,7 @@ def find_merges(finder:Finder) -> tuple[list[Merge],list[Refusal]]: # And each s
 # %% ../../nbs/merge/08_rewrite.ipynb #b931f11d
 @dataclass(eq=False, kw_only=True)
 class Rewrite(BlockChange):
-    "Describe a module as it was, and the same with another forward"
+    "Describe the replacement of a module by one with another forward"
     merges:list[Merge]=field(default_factory=list) # What changes in that forward
 
     def __post_init__(self):
@@ -301,7 +301,7 @@ def add_bias(graph:fx.Graph, owner:str) -> None: # owner: name of the module tha
 # %% ../../nbs/merge/08_rewrite.ipynb #79b2bcb4
 @dataclass(eq=False, kw_only=True)
 class GraphRewrite(Rewrite):
-    "Describe the graph of a model as it was, and with less in it"
+    "Describe the replacement of a graph by one without some operations"
     biases:list[str]=field(default_factory=list) # Names of the modules whose biases layers get that had none
 
     def get(self, model:nn.Module) -> Any: return model.graph

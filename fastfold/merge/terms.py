@@ -19,7 +19,7 @@ from .regions import check_call, Finder, numbers_of, Region, RegionKernel, work
 # %% ../../nbs/merge/04_terms.ipynb #7bbf1355
 @dataclass(eq=False)
 class SumTree:
-    "Hold all sums that make up one value"
+    "Hold all additions that make up one sum"
     finder:Finder
     root:Op # The last of them
 

@@ -17,7 +17,7 @@ def replacing(
     path:str|Path, # Of a file; a link is followed
     like:Path|None=None # A file whose permissions it gets; by default those of the file that is there
 ) -> Iterator[Path]: # Where to write, beside it
-    "Let what is written take the place of the file at `path` when it is whole"
+    "Replace the file at `path` once the new one is complete"
     path = Path(os.path.realpath(path))
     part = path.with_name(f'.{uuid.uuid4().hex[:8]}.part')
     if like is None and path.exists(): like = path

@@ -17,7 +17,7 @@ from .rows import FoldReport, FoldRow, MergeRow, batches_seen, by_reason, facts
 
 # %% ../../nbs/report/03_html.ipynb #de246ab4
 def mark(what:str) -> FT: # what: 'folded' or 'kept'
-    "Make the coloured mark of what was folded or kept"
+    "Make the coloured mark for folded or kept norms"
     return Span(marks[what], style=f'color:{colors[what]}')
 
 # %% ../../nbs/report/03_html.ipynb #be33df77

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # %% ../../nbs/report/01_rows.ipynb #05f97c6a
 @dataclass
 class FoldRow:
-    "Tell what became of one norm"
+    "Tell whether one norm was folded, and where or why not"
     name:str # Qualified name of the norm, such as `layer1.0.bn1`
     kind:str # Its class name, such as `BatchNorm2d`
     into:list[str] = field(default_factory=list) # Names of the layers that absorbed it, empty if it was kept
@@ -40,7 +40,7 @@ class FoldRow:
 # %% ../../nbs/report/01_rows.ipynb #3c07831f
 @dataclass
 class MergeRow:
-    "Tell what became of layers whose results are added up"
+    "Tell whether layers whose outputs are summed were merged, or why not"
     name:str # Qualified name of the layer that does their work, or of the module that adds them up
     kind:str # Class name of that layer, '' if they were not merged
     members:list[str] # Names of the layers and norms
@@ -111,7 +111,7 @@ def with_copies(
     names:dict[str,str], # Of norms that had to move for that -> as they were
     params_before:int # Number of parameters of the model as it was
 ) -> FoldReport:
-    "Return `report` with what is to be said of copies"
+    "Return `report` in the names of the original model, with the layers that were copied"
     def old(name): return names.get(name, name)
     rows = [replace(o, name=old(o.name), why=o.why and o.why.renamed(old)) for o in report.rows]
     cost = report.params_before-params_before
@@ -163,7 +163,7 @@ def batches_seen(report:FoldReport) -> str:
 def by_reason(
     rows:Sequence[FoldRow|MergeRow], # Folded rows, if any, come under the reason ''
 ) -> list[tuple[str,list[int]]]: # (reason, positions in `rows`), commonest first
-    "Find the rows that share a reason, but for the names in it"
+    "Group the rows by reason, whatever the names in it"
     groups:dict[str,list[int]] = {}
     for i,row in enumerate(rows):
         kind = row.why.kind if row.why else ''
