@@ -11,7 +11,7 @@ if 'PYTEST_XDIST_WORKER' in os.environ: os.environ.setdefault('OMP_NUM_THREADS',
 if home := os.environ.get('FASTAI_HOME'): os.environ['FASTAI_HOME'] = str(Path(home).expanduser().resolve())
 
 # `pytest -m fast` runs these: the layout, the engine on networks of every kind, and what learners may not change
-FAST = {f'test_{o}' for o in 'house messages ops operations quantizable record_gpu rewritten scales selection'.split()}
+FAST = {f'test_{o}' for o in 'house inputs messages operations ops rewritten'.split()}
 
 # fixtures that take long: the tests that share one run in one process, so that it is made once
 SHARED = ['folder', 'gpu', 'site', 'wheel']

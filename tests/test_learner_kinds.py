@@ -8,7 +8,7 @@ with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     from fastai.collab import CollabDataLoaders, collab_learner
     from fastai.tabular.all import Categorify, FillMissing, Normalize, TabularDataLoaders, tabular_learner
-    from fastai.text.all import AWD_LSTM, text_classifier_learner
+    from fastai.text.all import AWD_LSTM, awd_lstm_clas_config, text_classifier_learner
     from fastai.vision.all import (CrossEntropyLossFlat, DataLoaders, Datasets, Learner, Mish, NormType, load_learner,
         noop, resnet18, set_seed, unet_learner, vision_learner, xresnet18, xse_resnext18)
     from fastai.vision.gan import GANLearner, basic_critic, basic_generator
@@ -69,7 +69,8 @@ def text():
     dls = items([tokens, label]).dataloaders(bs=2, device='cpu', num_workers=0)
     dls.vocab = [f'w{i}' for i in range(20)]
     loss = CrossEntropyLossFlat()
-    return text_classifier_learner(dls, AWD_LSTM, n_out=2, pretrained=False, loss_func=loss, seq_len=6)
+    small = awd_lstm_clas_config | dict(emb_sz=16, n_hid=24)
+    return text_classifier_learner(dls, AWD_LSTM, n_out=2, pretrained=False, loss_func=loss, seq_len=6, config=small)
 
 def plain(arch, **kwargs):
     return lambda: Learner(pictures(), arch(n_out=2, **kwargs), loss_func=CrossEntropyLossFlat())
