@@ -1369,7 +1369,8 @@ def late_write(how):
 @pytest.mark.parametrize('how', [
     lambda y: y.contiguous(), lambda y: y.contiguous(memory_format=torch.channels_last),
     lambda y: y.mT.contiguous(), lambda y: y.flatten(1), lambda y: y.mT.reshape(len(y), -1),
-    lambda y: y.to(memory_format=torch.channels_last)], ids=str)
+    lambda y: y.to(memory_format=torch.channels_last)],
+    ids=['contiguous', 'channels last', 'transposed', 'flattened', 'transposed, reshaped', 'to channels last'])
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
 def test_memory_layout(before, how, layout):
     "A norm puts memory in order, so what is a copy behind it may be a view without it"

@@ -30,8 +30,7 @@ def html_links(
 ) -> str: # the same, with each link to a notebook here turned into one to its page
     "Pages lie side by side in _docs, whether a link was written in the top folder or in nbs/"
     src = re.sub(r'\]\((?:[\w.]+/)*([\w.]+\.ipynb)', lambda m: f'](./{nbpath2html(m[1]).name}', src)
-    src = re.sub(r'\]\(#(\w)', lambda m: f'](#{m[1].upper()}', src) # headings keep their capital here, not on GitHub
-    return re.sub(r'\[([^\]]+)\]\((?:nbs|[\w/]+\.md)\)', r'`\1`', src) # what is no notebook has no page
+    return re.sub(r'\[nbs\]\(nbs\)', '`nbs`', src) # a folder has no page
 
 def documented(
     nb, # notebook as nbdev processed it
@@ -145,7 +144,7 @@ def prep(
     return reads(nb2str(nb), as_version=4)
 
 guide = ['index', 'tutorial.pets', 'tutorial.learner', 'questions', 'algebra', 'adding', 'reasons', 'merging',
-    'deployment', 'benchmarks', 'peers'] # what is read first comes first, and what isn't named here comes last
+    'deployment', 'benchmarks', 'peers'] # in the order to read them; pages that aren't named here come last
 parts = dict(guide='Guide', _proc='API', core='core', merge='merge', report='report', training='training', lab='lab')
 
 def part(f:Path) -> str: # 'Guide', 'API' for the rooms that users call, or the name of another part
