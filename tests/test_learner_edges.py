@@ -498,7 +498,9 @@ def test_load_that_fails(tmp_path):
     other.save('other', with_opt=False)
     spoilt = learner(tmp_path)
     spoilt.model[0][1].running_mean.fill_(float('nan'))
-    spoilt.save('nan', with_opt=False)
+    spoilt.save('nan in a norm', with_opt=False) # which stays
+    [*spoilt.model.parameters()][-1].data.fill_(float('nan'))
+    spoilt.save('nan', with_opt=False) # nothing is left to compare
     for cbs in [], [FoldCallback()]:
         learn = learner(tmp_path, *cbs)
         learn.fit(1)
@@ -508,6 +510,8 @@ def test_load_that_fails(tmp_path):
         ends.append(trained_state(learn))
         learn.fold()
         if cbs:
+            learn.load('nan in a norm')
+            assert learn.is_folded and [o.why.key for o in learn.fold_report.kept]==['not_finite']
             with pytest.warns(UserWarning, match="isn't folded any more"): learn.load('nan')
         assert not learn.is_folded or not cbs
     same(*ends)

@@ -365,7 +365,7 @@ def test_held_in_a_second_place(kind, verify):
     folder.fold(model, x, inplace=True)
     with torch.no_grad(): torch.testing.assert_close(model(x), want)
     if kind not in ('tuple', 'weak'): assert isinstance(model.layer(1), nn.Identity)
-    else: assert 'held outside of its parent' in folder.report.kept[0].reason
+    else: assert 'besides its parent holds it' in folder.report.kept[0].reason
     back = pickle.loads(pickle.dumps(folder)) if kind in ('list', 'dict', 'deque', 'object', 'attribute') else None
     folder.unfold()
     assert held(model)==before
@@ -377,7 +377,7 @@ def test_held_in_a_second_place(kind, verify):
     else:
         with torch.no_grad(): torch.testing.assert_close(folded(x), want)
         assert isinstance(folded.bn, nn.Identity)
-        with pytest.raises(FoldError, match="bn can't be replaced"): BN_Folder().load(model, folded.state_dict())
+        with pytest.raises(FoldError, match="besides its parent holds bn"): BN_Folder().load(model, folded.state_dict())
         assert held(model)==before
 
 @pytest.mark.parametrize('kind', [tuple, set, list, lambda ms: [('norm', m) for m in ms]])
@@ -442,7 +442,7 @@ def test_input_that_is_compared_by_identity(missing):
         def forward(self, x, m): return super().forward(x) if m is missing else 1/0
     folder = BN_Folder()
     folder.fold(live(Optional()), x, missing)
-    assert 'ordinary number' in folder.report.kept[0].reason # any other object may decide otherwise
+    assert 'an input other than a tensor' in folder.report.kept[0].reason # any other object may decide otherwise
 
 def test_load_that_fails():
     class Refuses(Net):
@@ -472,7 +472,7 @@ def test_input_of_any_kind(make):
     folder.plan(model, b)
     folded = folder.fold(model, b)
     now = b['x'] if isinstance(b, collections.UserDict) else b.x
-    assert torch.equal(now, x) and 'ordinary number' in folder.report.kept[0].reason # what an object has isn't heard
+    assert torch.equal(now, x) and 'an input other than a tensor' in folder.report.kept[0].reason # what an object has isn't heard
     with torch.no_grad(): torch.testing.assert_close(folded(make(x.clone())), model(make(x.clone())))
 
 @pytest.mark.parametrize('child_first', [False, True])
