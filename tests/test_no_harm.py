@@ -472,7 +472,8 @@ def test_input_of_any_kind(make):
     folder.plan(model, b)
     folded = folder.fold(model, b)
     now = b['x'] if isinstance(b, collections.UserDict) else b.x
-    assert torch.equal(now, x) and 'an input other than a tensor' in folder.report.kept[0].reason # what an object has isn't heard
+    assert torch.equal(now, x) # what an object has isn't heard
+    assert 'an input other than a tensor' in folder.report.kept[0].reason
     with torch.no_grad(): torch.testing.assert_close(folded(make(x.clone())), model(make(x.clone())))
 
 @pytest.mark.parametrize('child_first', [False, True])

@@ -26,7 +26,7 @@ def quantization_of(m:nn.Module) -> str: # 'trained', 'observed', 'converted', o
 # %% ../../nbs/core/37_check.ipynb #90828aa3
 def check_model(model:nn.Module) -> None:
     "Refuse a `model` that isn't made of ordinary modules with real weights, naming the layer"
-    if isinstance(model, torch.export.ExportedProgram): raise FoldError(
+    if type(model).__name__=='ExportedProgram': raise FoldError(
         "can't fold an ExportedProgram: fold before you export, or fold the module that `program.module()` returns")
     if not isinstance(model, nn.Module): raise FoldError(
         f"can't fold this ({type(model).__name__}): give an nn.Module; a Learner has `learn.fold()`")
