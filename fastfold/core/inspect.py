@@ -103,7 +103,7 @@ def check_pruned(m:nn.Module, name:str) -> None: # m: a norm or a layer, called 
     "Refuse if a hook of `torch.nn.utils.prune` computes a weight or bias of `m`"
     for hook in m._forward_pre_hooks.values():
         kinds = [cls.__name__ for cls in type(hook).__mro__] # by name, as torch doesn't bring `prune` by itself
-        if 'BasePruningMethod' in kinds: raise CannotFold('pruned', name=name, what=hook._tensor_name)
+        if 'BasePruningMethod' in kinds: raise CannotFold('pruned', name=name, what=getattr(hook, '_tensor_name'))
 
 # %% ../../nbs/core/27_inspect.ipynb #421d40b6
 def bad_numbers(tensors:Iterable[Tensor]) -> CannotFold: # tensors: those of a norm
