@@ -1485,7 +1485,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'fastfold.lab.zoo.save': ('lab/zoo.html#save', 'fastfold/lab/zoo.py'),
                                   'fastfold.lab.zoo.set_up': ('lab/zoo.html#set_up', 'fastfold/lab/zoo.py'),
                                   'fastfold.lab.zoo.trial_line': ('lab/zoo.html#trial_line', 'fastfold/lab/zoo.py'),
-                                  'fastfold.lab.zoo.try_folders': ('lab/zoo.html#try_folders', 'fastfold/lab/zoo.py')},
+                                  'fastfold.lab.zoo.try_tools': ('lab/zoo.html#try_tools', 'fastfold/lab/zoo.py')},
             'fastfold.learner': { 'fastfold.learner.FoldCallback': ('learner.html#foldcallback', 'fastfold/learner.py'),
                                   'fastfold.learner.FoldCallback.__init__': ('learner.html#foldcallback.__init__', 'fastfold/learner.py'),
                                   'fastfold.learner.FoldCallback.after_fit': ('learner.html#foldcallback.after_fit', 'fastfold/learner.py'),

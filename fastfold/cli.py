@@ -99,7 +99,7 @@ def check_known(
     "Fold architectures, print and save the results, and fail if one isn't as it should be"
     from fastfold.core.refusals import FoldError
     from fastfold.lab.models import architectures
-    from fastfold.lab.trials import FOLDERS, fold_and_merge, installed, summary
+    from fastfold.lab.trials import TOOLS, fold_and_merge, installed, summary
     from fastfold.lab.zoo import complaints, run, save
     nets = architectures(archs, size, seed)
     for net in nets:
@@ -110,11 +110,11 @@ def check_known(
     tools = installed()
     if merge: tools['fastfold'] = fold_and_merge
     if peers:
-        absent = [o for o in FOLDERS if o not in tools]
+        absent = [o for o in TOOLS if o not in tools]
         for o in absent: print(f'{o} is not installed: pip install -e ".[peers]"')
     else: tools = {'fastfold': tools['fastfold']}
     trials = run(nets, tools, seed, progress)
-    if all(t.folder=='original' for t in trials): raise FoldError(
+    if all(t.tool=='original' for t in trials): raise FoldError(
         f'none of these networks can be made and run here: try a larger --size than {size}, or other names')
     print(f'\n{summary(trials)}\n', flush=True)
     with made_directory(path): files = save(trials, path)

@@ -7,7 +7,7 @@ import pytest
 # several processes that use all cores each would get in each other's way; PyTorch is not imported yet
 if 'PYTEST_XDIST_WORKER' in os.environ: os.environ.setdefault('OMP_NUM_THREADS', '1')
 
-# tests change folder, and a relative home would then send fastai downloading
+# tests change directory, and a relative home would then send fastai downloading
 if home := os.environ.get('FASTAI_HOME'): os.environ['FASTAI_HOME'] = str(Path(home).expanduser().resolve())
 
 # `pytest -m fast` runs these: the layout, the engine on networks of every kind, and what learners may not change
@@ -34,7 +34,7 @@ def root() -> Path:
 
 @pytest.fixture(scope='session')
 def copy_to(root):
-    "Function that copies what the project is made of to a new folder"
+    "Function that copies what the project is made of to a new directory"
     def _copy(dest):
         dest.mkdir()
         for f in root.glob('*.*'):

@@ -211,7 +211,7 @@ def test_demo_page(small, tmp_path, capsys):
 
 @pytest.fixture
 def zoo(monkeypatch, tmp_path):
-    "The module, and a folder of its own to run the command in"
+    "The module, and a directory of its own to run the command in"
     from fastfold.lab import zoo
     monkeypatch.chdir(tmp_path)
     return zoo
@@ -246,7 +246,7 @@ def test_zoo_peers(zoo, monkeypatch, capsys):
     from fastfold.lab import trials
     def fails(model, *xb): raise TypeError('no\nway')
     def careless(model, *xb): return lambda x: model(x)+1
-    monkeypatch.setattr(trials, 'FOLDERS', dict(fastfold=trials.FOLDERS['fastfold'], absent=(fails, 'no_such_module'),
+    monkeypatch.setattr(trials, 'TOOLS', dict(fastfold=trials.TOOLS['fastfold'], absent=(fails, 'no_such_module'),
         broken=(fails, 'torch'), careless=(careless, 'torch')))
     assert main('zoo resnet18 --size 32 --peers'.split())==0
     out = capsys.readouterr().out
@@ -264,7 +264,7 @@ def test_zoo_list(zoo, tmp_path, capsys):
 def test_zoo_wrong(zoo, monkeypatch, capsys):
     "A wrong fold by fastfold is a failure"
     from fastfold.lab import trials
-    monkeypatch.setitem(trials.FOLDERS, 'fastfold', (lambda model, *xb: nn.Linear(3, 2).double(), 'fastfold'))
+    monkeypatch.setitem(trials.TOOLS, 'fastfold', (lambda model, *xb: nn.Linear(3, 2).double(), 'fastfold'))
     assert main('zoo resnet18 --size 32'.split())==1
     assert 'resnet18 RuntimeError: ' in capsys.readouterr().err
 
@@ -350,7 +350,7 @@ def export(tmp_path_factory):
 
 @pytest.fixture
 def d(export, tmp_path, monkeypatch):
-    "A folder with an exported learner, to run the command in"
+    "A directory with an exported learner, to run the command in"
     monkeypatch.chdir(tmp_path)
     (tmp_path/'export.pkl').write_bytes(export)
     (tmp_path/'export.pkl').chmod(0o600)

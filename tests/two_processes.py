@@ -1,5 +1,5 @@
 """What `torchrun` runs in each process for test_distributed.py: trainings that end in several ways, and what became of
-them, as JSON in the folder given"""
+them, as JSON in the directory given"""
 import contextlib, faulthandler, hashlib, io, json, sys, warnings
 from datetime import timedelta
 from pathlib import Path

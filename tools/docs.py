@@ -28,9 +28,9 @@ frame = """<!doctype html>
 def html_links(
     src:str, # Markdown
 ) -> str: # the same, with each link to a notebook here turned into one to its page
-    "Pages lie side by side in _docs, whether a link was written in the top folder or in nbs/"
+    "Pages lie side by side in _docs, whether a link was written in the top directory or in nbs/"
     src = re.sub(r'\]\((?:[\w.]+/)*([\w.]+\.ipynb)', lambda m: f'](./{nbpath2html(m[1]).name}', src)
-    return re.sub(r'\[nbs\]\(nbs\)', '`nbs`', src) # a folder has no page
+    return re.sub(r'\[nbs\]\(nbs\)', '`nbs`', src) # a directory has no page
 
 def documented(
     nb, # notebook as nbdev processed it
@@ -148,7 +148,7 @@ guide = ['index', 'tutorial.pets', 'tutorial.learner', 'questions', 'algebra', '
 parts = dict(guide='Guide', _proc='API', core='core', merge='merge', report='report', training='training', lab='lab')
 
 def part(f:Path) -> str: # 'Guide', 'API' for the rooms that users call, or the name of another part
-    "The part of the site that the notebook `f` belongs to: its folder, but for the first page of all"
+    "The part of the site that the notebook `f` belongs to: its directory, but for the first page of all"
     return 'Guide' if f.stem in guide else parts[f.parent.name]
 
 def page_order(f:Path) -> tuple: # sort key

@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% ../../nbs/lab/06_zoo.ipynb #03b2be2c
-def try_folders(
+def try_tools(
     arch:Architecture,
-    folders:dict[str,Callable], # Name -> function
+    tools:dict[str,Callable], # Name -> function
     seed:int=0, # Of weights and statistics
 ) -> list[Trial]: # One per tool; a single one that failed, of 'original', if there is no such network
     "Try each tool on a network, if the network can be made and run"
     try: model,xb = prepare(arch.make, arch.batches, seed)
     except Exception as e: return [Trial(arch.name, 'original', 0, failure=first_line(e))]
-    return [trial(arch.name, model, xb, name, fold) for name,fold in folders.items()]
+    return [trial(arch.name, model, xb, name, fold) for name,fold in tools.items()]
 
 # %% ../../nbs/lab/06_zoo.ipynb #7466bf90
 def trial_line(
@@ -43,7 +43,7 @@ def trial_line(
     most:int|None=None, # Norm operations that may be left
 ) -> str:
     "Describe the result for one network in one line"
-    start = f'{elide(t.model, 44):28} {t.folder:16} '
+    start = f'{elide(t.model, 44):28} {t.tool:16} '
     if t.failure or t.left is None: return start + elide(f'fails: {t.failure}', 100)
     says = f'{t.norms:4} norms, {t.left:3} left'
     if most is not None: says += f' (at most {most})' if t.left<=most else f' (MORE than {most})'
@@ -63,27 +63,27 @@ def reason_lines(
     return lines
 
 # %% ../../nbs/lab/06_zoo.ipynb #1540a6d1
-def set_up(folders:dict[str,Callable]): # Name -> function
-    "Let each of `folders` try to fold a small network"
-    for fold in folders.values():
+def set_up(tools:dict[str,Callable]): # Name -> function
+    "Let each of `tools` try to fold a small network"
+    for fold in tools.values():
         model = nn.Sequential(nn.Conv2d(3,4,1), nn.BatchNorm2d(4)).eval()
         with suppress(Exception), quiet(): fold(model, torch.randn(2,3,4,4))
 
 # %% ../../nbs/lab/06_zoo.ipynb #760fb312
 def run(
     archs:list[Architecture],
-    folders:dict[str,Callable], # Name -> function
+    tools:dict[str,Callable], # Name -> function
     seed:int=0, # Of weights and statistics
     progress:bool=False, # Show a progress bar?
 ) -> list[Trial]: # One per network and tool
     "Try each tool on each network, and print the result"
-    set_up(folders)
+    set_up(tools)
     clear = '\r\033[K' if progress else '' # ends the line of the bar
     res = []
     for _,arch in zip(show_rounds(len(archs), progress, 'networks'), archs):
-        trials = try_folders(arch, folders, seed)
+        trials = try_tools(arch, tools, seed)
         for t in trials:
-            most = arch.most if t.folder=='fastfold' else None
+            most = arch.most if t.tool=='fastfold' else None
             lines = [clear + trial_line(t, most), *reason_lines(t.reasons)]
             print('\n'.join(lines), flush=True)
         res += trials
@@ -98,7 +98,7 @@ def complaints(
     limits = {arch.name: arch.most for arch in archs}
     res = []
     for t in trials:
-        if t.folder!='fastfold': continue
+        if t.tool!='fastfold': continue
         limit = limits[t.model]
         if not t.is_right: res.append(f'{t.model} {t.failure or "comes out wrong"}')
         elif limit is not None and t.remaining>limit:
@@ -143,12 +143,12 @@ def draw_head(
 ):
     "Write the names of the tools above their columns, with what each left in all networks"
     norms = total.norms.max()
-    write(ax, 0, .5, 'Norm operations left by each folder', size=13, weight='bold')
+    write(ax, 0, .5, 'Norm operations left by each tool', size=13, weight='bold')
     ax.text(28, 2.55, 'before', size=8, color=colors['soft'], ha='right', va='baseline')
     write(ax, 0, 3.4, f'all {n}' if n>1 else 'all', size=7.5, weight='bold')
     write(ax, 28, 3.4, str(norms), size=7.5, ha='right', weight='bold')
-    for x,(folder,row) in zip(xs, total.iterrows()):
-        name = re.sub(r'[ .](?=\w+$)', '\n', folder) # on two lines, if it has two parts
+    for x,(tool,row) in zip(xs, total.iterrows()):
+        name = re.sub(r'[ .](?=\w+$)', '\n', tool) # on two lines, if it has two parts
         ax.text(x, 2.55, name, size=8, linespacing=1.1, color=colors['ink'], va='baseline')
         left = norms-row.removed
         draw_cell(ax, x, 3.4, width, norms, left, str(left))
@@ -167,13 +167,13 @@ def draw_legend(
 
 # %% ../../nbs/lab/06_zoo.ipynb #5d61eb04
 def draw(
-    trials:list[Trial], # Of the same folders for each network
+    trials:list[Trial], # Of the same tools for each network
     ax:'Axes|None'=None, # Where to draw; a new figure of README width if None
 ) -> 'Axes': # The axes drawn on; `.figure.savefig` saves them
     "Draw how many norms each tool left in each network"
     by_model:dict[str,list[Trial]] = {}
     for t in trials:
-        if t.folder!='original': by_model.setdefault(t.model, []).append(t)
+        if t.tool!='original': by_model.setdefault(t.model, []).append(t)
     total = summary(trials)
     n = len(by_model)
     step = 69/len(total) # from one column to the next
@@ -192,7 +192,7 @@ def draw(
 
 # %% ../../nbs/lab/06_zoo.ipynb #e46fb057
 def save(
-    trials:list[Trial], # Of the same folders for each network
+    trials:list[Trial], # Of the same tools for each network
     path:Path, # A directory
 ) -> list[Path]: # The files written
     "Write zoo.csv and zoo.png, each of them whole or not at all"
