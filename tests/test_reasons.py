@@ -116,9 +116,13 @@ def test_used_otherwise():
     tells(why(gate), 'its input is made by mul', todo='nothing: no norm can be moved past mul as it is used there')
 
 def test_in_place_helps():
-    def adds(s, x): return s.bn(s.conv(x).add_(3)).relu()
+    def adds(s, x): # to a view of what the convolution returned
+        y = s.conv(x)
+        y.mT.add_(3)
+        return s.bn(y).relu()
     tells(why(Net(adds)), 'which works in place', todo='use an operation that is not in place')
-    assert not BN_Folder().plan(live(Net(lambda s,x: s.bn(s.conv(x) + 3).relu())), images).kept
+    for plain in (lambda s,x: s.bn((s.conv(x).mT + 3).mT).relu()), (lambda s,x: s.bn(s.conv(x).add_(3)).relu()):
+        assert not BN_Folder().plan(live(Net(plain)), images).kept
 
 def test_norm_that_stays():
     model = live(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.ReLU()))
@@ -267,6 +271,26 @@ def test_a_wrong_fold_is_found_beside_a_bad_norm():
     folder = BN_Folder(handlers={Odd: NormRule(wrong)})
     with pytest.warns(UserWarning, match="'4' is kept: folding it changed the output"): folder.fold(model, images)
     assert [o.name for o in folder.report.folded]==['7']
+
+@pytest.mark.parametrize('verify', [False, True])
+@pytest.mark.parametrize('has_norm', [False, True])
+def test_merging_beside_a_bad_norm(has_norm, verify):
+    "Branches are merged and compared, whatever the numbers of a norm elsewhere; and the report says how"
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a,self.b = nn.Conv2d(3, 4, 3, padding=1),nn.Conv2d(3, 4, 1)
+            self.bn = nn.BatchNorm2d(4) if has_norm else nn.Identity()
+        def forward(self, x): return self.bn(self.a(x)) + self.b(x)
+    model = live(nn.Sequential(Branches(), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.ReLU(), nn.BatchNorm2d(2)))
+    model[4].running_var.fill_(float('nan'))
+    folder = BN_Folder(verify=verify, merge=True)
+    folded = folder.fold(model, images)
+    assert len(folder.report.merged)==1 and len(folder.report.folded)==has_norm
+    assert ('as if the numbers of 4 were sound, on' in str(folder.report))==verify
+    assert folded[4].running_var.isnan().all() and model[4].running_var.isnan().all()
+    for m in model,folded: m[4].running_var.fill_(.5)
+    assert difference([model(images).detach()], [folded(images).detach()])<1e-9
 
 def test_all_bad():
     model = live(pair())

@@ -231,6 +231,11 @@ class Reason:
         return replace(self, fields={k:one(k, v) for k,v in self.fields.items()})
 
     @property
+    def is_bad_numbers(self) -> bool:
+        "Tell whether it is that the norm has NaN, infinite numbers or a negative variance"
+        return self.key in ('not_finite', 'half_stats')
+
+    @property
     def cause(self) -> 'Reason|None':
         "Return the reason that it fills in, where it has one to say what helps"
         return next((o for o in self.fields.values() if isinstance(o, Reason)), None)

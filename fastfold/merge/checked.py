@@ -7,6 +7,7 @@ __all__ = ['Merged', 'without_wrong', 'merge_layers']
 
 # %% ../../nbs/merge/10_checked.ipynb #7aadb5d6
 from dataclasses import dataclass
+from typing import Iterable
 import warnings
 from torch import nn
 from ..core.changes import Change
@@ -14,6 +15,7 @@ from ..core.copies import changed
 from ..core.inspect import Rules
 from ..core.answers import Questions
 from ..core.record import Pass
+from ..core.state import sound_numbers
 from ..core.verify import Check, compared, first_bad, Suspect
 from .obstacles import CannotMerge
 from .regions import finder_of
@@ -59,6 +61,7 @@ def merge_layers(
     tol:float|None=None, # Largest relative difference allowed; by default what rounding explains
     questions:Questions|None=None, # Asked by the model in other passes
     passes:list[Pass]|None=None, # What it returns, to compare with; by default on the example batch
+    bad:Iterable[str]=(), # Names of tensors of norms whose bad numbers are replaced while it is compared
     replaces_root:bool=False # May the model itself become another one?
 ) -> Merged:
     "Find the parallel layers of `model` that can be merged, as far as one example batch shows"
@@ -68,7 +71,8 @@ def merge_layers(
     err = None
     if merges and verify:
         layers = [o.func for m in merges for o in m.region.layers]
-        check = Check(model, passes or finder.record.passes, [Suspect(layers, [])], tol)
-        merges,wrong,err = without_wrong(model, merges, check)
+        with sound_numbers(model, bad):
+            check = Check(model, passes or finder.record.passes, [Suspect(layers, [])], tol)
+            merges,wrong,err = without_wrong(model, merges, check)
         refused = refused + wrong
     return Merged(block_changes(model, merges), merges, refused, err)

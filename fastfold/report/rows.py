@@ -143,11 +143,14 @@ def headline(report:FoldReport) -> str: # One line, without a full stop
     return ', '.join(facts(report))
 
 # %% ../../nbs/report/01_rows.ipynb #d9e4ba29
-def what_compared(report:FoldReport) -> str: # '' where it is outputs alone
-    "Say what was compared, if that is more than outputs"
+def what_compared(report:FoldReport) -> str: # '' where it is the outputs of the model as it is
+    "Say what was compared, if that isn't just outputs"
     *others,last = report.choices or ['']
     names = f"{', '.join(others)} and {last}" if others else last
-    return f' what goes into {names}, and the outputs if both choose the same,' if last else ''
+    res = f' what goes into {names}, and the outputs if both choose the same' if last else ''
+    bad = [o.name for o in report.kept if o.why and o.why.is_bad_numbers]
+    if bad: res += f', as if the numbers of {some_names(bad)} were sound'
+    return f'{res},' if res else ''
 
 # %% ../../nbs/report/01_rows.ipynb #a77ae7f7
 def batches_seen(report:FoldReport) -> str:
@@ -156,8 +159,9 @@ def batches_seen(report:FoldReport) -> str:
     shown = report.batches[:4]
     more = len(report.batches)-len(shown)
     rest = f'; and {more} more' if more else ''
+    what = '' if report.max_err is None else what_compared(report)
     kinds = _counted(len(report.batches), 'kind')
-    return f"{verb}{what_compared(report)} on {kinds} of batches: {'; '.join(shown)}{rest}"
+    return f"{verb}{what} on {kinds} of batches: {'; '.join(shown)}{rest}"
 
 # %% ../../nbs/report/01_rows.ipynb #fe2b0c2a
 def by_reason(
