@@ -198,13 +198,13 @@ def test_average_over_the_channels():
     lambda a,b: torch.cat([a, b], 1), lambda a,b: torch.cat([a, b], 2), lambda a,b: a+b,
     lambda a,b: torch.add(a, b, alpha=2), lambda a,b: a-b, lambda a,b: torch.sub(a, b, alpha=-3),
     lambda a,b: torch.rsub(a, b), lambda a,b: a[:1]+b, lambda a,b: a+b[:,:,:1,:1], lambda a,b: a+a+b,
-    lambda a,b: torch.cat([a, b, a], 2), lambda a,b: torch.stack([a, b], 2).flatten(2,3)])
+    lambda a,b: a.add_(b), lambda a,b: a.sub_(b, alpha=2), lambda a,b: torch.cat([a, b, a], 2), lambda a,b: torch.stack([a, b], 2).flatten(2,3)])
 def test_joined(join):
     sizes = dict(bn=nn.BatchNorm2d(8 if join(images, images).shape[1]==8 else 4))
     folds(Net(lambda s,x: s.bn(join(s.a(x), s.b(x))), a=conv(), b=conv(bias=False), **sizes), images)
 @pytest.mark.parametrize('join', [
-    lambda a,b: torch.add(a, b, alpha=0)*0, lambda a,b: a+b.mean(1, True), lambda a,b: a-a, lambda a,b: a.add_(b),
-    lambda a,b: a*b, lambda a,b: a+b[:,:1], lambda a,b: torch.maximum(a, b), lambda a,b: a+b.relu()])
+    lambda a,b: torch.add(a, b, alpha=0)*0, lambda a,b: a+b.mean(1, True), lambda a,b: a-a, lambda a,b: a*b,
+    lambda a,b: a.mul_(b), lambda a,b: a+b[:,:1], lambda a,b: torch.maximum(a, b), lambda a,b: a+b.relu()])
 def test_joined_otherwise(join):
     keeps(Net(lambda s,x: s.bn(join(s.a(x), s.b(x))), a=conv(), b=conv(), bn=nn.BatchNorm2d(4)), images)
 def test_norm_of_some_columns():
@@ -677,7 +677,16 @@ class DoubleIt(torch.autograd.Function):
     @staticmethod
     def forward(ctx, y): return ctx.mark_dirty(y) or y.mul_(2)
 class Sub(torch.Tensor): pass
-script = torch.jit.CompilationUnit("def double(y):\n    return y*2\ndef double_(y):\n    return y.mul_(2)\n")
+script = torch.jit.CompilationUnit("""
+def double(y):
+    return y*2
+def double_(y):
+    return y.mul_(2)
+def maybe_double_(y):
+    if y.size(0)>7:
+        y.mul_(2)
+    return y.sum()
+""")
 
 readers = dict(
     itself=lambda y: y, data=lambda y: y.data, detach=lambda y: y.detach(), numpy=lambda y: torch.tensor(y.numpy()),
@@ -706,7 +715,7 @@ writers = dict(
     out=lambda v: torch.mul(v, 2, out=v), set_data=lambda v: setattr(v, 'data', v*2), set_=lambda v: v.set_(v*2),
     transpose_=lambda v: v.transpose_(1, 2),
     numpy=lambda v: v.numpy().__imul__(2), script=lambda v: script.double_(v),
-    function=DoubleIt.apply, foreach=lambda v: torch._foreach_mul_([v], 2.),
+    script_if=script.maybe_double_, function=DoubleIt.apply, foreach=lambda v: torch._foreach_mul_([v], 2.),
     vmap=lambda v: torch.vmap(lambda t: t.mul_(2))(v),
     parameter=lambda v: nn.Parameter(v, False).mul_(2),
     storage=lambda v: v.untyped_storage().copy_((v*2).untyped_storage()))
@@ -736,8 +745,83 @@ def test_writer(name, place):
         if name=='transpose_' and v.shape[1]!=v.shape[2]: v.transpose_(2, 3)
         else: writers[name](v)
     if (name, place)==('vmap', input_written_after): pytest.skip('seen by verification only: see test_out_of_sight')
-    is_harmless = place is written_after and name not in ('numpy', 'storage') # what they do with numbers isn't known
-    (folds if is_harmless else keeps)(pair(lambda s,x: place(s, x, wrote)), x)
+    is_seen = place is written_between and name in ('iadd', 'script', 'function') # arithmetic, that the layer can take
+    is_harmless = place is written_after and name not in ('numpy', 'storage', 'set_', 'script_if') # which aren't followed
+    (folds if is_seen or is_harmless else keeps)(pair(lambda s,x: place(s, x, wrote)), x)
+
+compiled = torch.jit.CompilationUnit('''
+def by_size(y):
+    if y.size(0)>7:
+        return y*2
+    return y
+def by_size_(y):
+    if y.size(0)>7:
+        y.mul_(2)
+    return y
+def by_count_(y):
+    return y.mul_(y.size(0)+1)
+def by_value(y):
+    if bool(y.max()>1e4):
+        return y*2
+    return y
+def times(y, n: int):
+    return y*n
+def count(y) -> int:
+    return y.size(0)
+def is_large(y) -> bool:
+    return y.size(0)>7
+def sizes(y) -> Tuple[int, int]:
+    return y.size(0), y.size(1)
+def count_and(y) -> Tuple[Tensor, int]:
+    return y*1, y.size(0)
+''')
+def hidden(y):
+    with torch._C.DisableTorchFunction(): return y*2 if len(y)>7 else y*1
+class Scripted(nn.Module):
+    def forward(self, y):
+        if len(y)>7: return y*2
+        return y
+class Twice(nn.Module):
+    def forward(self, y): return y*2
+outside = [torch.jit.script(Scripted()), torch.jit.script(Twice())]
+unseen = dict(by_size=compiled.by_size, by_size_=compiled.by_size_, by_count_=compiled.by_count_,
+    by_value=compiled.by_value, times=lambda y: compiled.times(y, len(y)), hidden=hidden,
+    count=lambda y: y*2 if compiled.count(y)>7 else y, is_large=lambda y: y*2 if compiled.is_large(y) else y,
+    sizes=lambda y: y*2 if compiled.sizes(y)[0]>7 else y, count_and=lambda y: y*2 if compiled.count_and(y)[1]>7 else y,
+    module=lambda y: outside[0](y))
+@pytest.mark.parametrize('name', unseen)
+def test_questions_of_compiled_code(name):
+    "What it asks isn't heard, so nothing is folded across it"
+    model = live(pair(lambda s,x: s.bn(unseen[name](s.conv(x)))))
+    folder = BN_Folder(verify=False)
+    folded = folder.fold(model, images)
+    assert not folder.report.folded
+    for x in batch(9, 4, 8, 8),images*1e6: assert difference(tensors(model, x), tensors(folded, x))<1e-9
+
+straight = torch.jit.CompilationUnit('''
+def twice(y):
+    return y*2
+def twice_(y):
+    return y.mul_(2)
+def conv(x, w, b):
+    return torch.conv2d(x, w, b)
+def part(y):
+    return torch.cat([y[:, :2], y[:, 2:]], 1)
+''')
+@pytest.mark.parametrize('name', ['twice', 'twice_', 'part'])
+def test_straight_compiled_code(name):
+    "It asks nothing, and all that it does is seen"
+    folds(pair(lambda s,x: s.bn(getattr(straight, name)(s.conv(x)))), images)
+def test_straight_scripted_module():
+    folds(pair(lambda s,x: s.bn(outside[1](s.conv(x)))), images)
+def test_compiled_convolution():
+    more = dict(w=nn.Parameter(torch.randn(4, 4, 3, 3)), b=nn.Parameter(torch.randn(4)))
+    folds(Net(lambda s,x: s.bn(straight.conv(x, s.w, s.b)), bn=nn.BatchNorm2d(4), **more), images)
+def test_compiled_activation():
+    "a module of its own, which can do nothing with what lies before it"
+    class Act(nn.Module):
+        def forward(self, y): return compiled.by_size(y)
+    folds(nn.Sequential(conv(), nn.BatchNorm2d(4), Act()), images)
 
 @pytest.mark.parametrize('name', ['relu_', 'functional', 'out', 'transpose_'])
 def test_writer_under_inference_mode(name):

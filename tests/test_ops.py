@@ -53,7 +53,8 @@ def has_home(name, way):
     "Can the norm in the net be folded?"
     row = rows[name]
     # the values that attention averages are also asked how alike they are
-    if row.writes or row.does in (SOFTMAX, ATTENDS): return False
+    if row.does in (SOFTMAX, ATTENDS): return False
+    if row.writes: return way=='back' # over what the norm returns, which the layer after it should get
     if way=='back': # copies of a channel have norms of their own, and only one term of a sum takes the shift
         return name not in ('sum', 'tile', 'repeat_interleave', 'concatenate', 'hstack', 'pixel_unshuffle')
     return name!='pixel_shuffle' # one channel after it is made of several

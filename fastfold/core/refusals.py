@@ -127,6 +127,8 @@ REASONS = { # key -> what is said about it
         "give an example with another, as in fold(model, xb, others=[(x2, [3])])"),
     'caught': Text("{who} catches errors, which another input may raise",
         "remove the `try` from its forward"),
+    'compiled': Text("what {who} does may depend on what compiled code asks about its input, which can't be heard",
+        "call PyTorch's functions from Python there"),
     'order': Text("{op} depends on how its input lies in memory, which the norm puts in order",
         "use reshape in place of view"),
     'to_op': Text("its output goes into {op}",
