@@ -13,14 +13,16 @@ if home := os.environ.get('FASTAI_HOME'): os.environ['FASTAI_HOME'] = str(Path(h
 # `pytest -m fast` runs these: the layout, the engine on networks of every kind, and what learners may not change
 FAST = {f'test_{o}' for o in 'house inputs messages operations ops rewritten'.split()}
 
-# fixtures that take long: the tests that share one run in one process, so that it is made once
-SHARED = ['folder', 'gpu', 'site', 'wheel']
+# fixtures that take long: the tests that share one run in one process, so that it is made once. They come first: the
+# gpu must be there before PyTorch computes a gradient, and long groups at the end would leave a process alone
+SHARED = ['gpu', 'site', 'folder', 'wheel']
 
 def pytest_collection_modifyitems(items):
+    def shared(o): return [i for i,name in enumerate(SHARED) if name in o.fixturenames]
     for o in items:
         if o.path.stem in FAST: o.add_marker('fast')
-        for name in SHARED:
-            if name in o.fixturenames: o.add_marker(pytest.mark.xdist_group(name))
+        for i in shared(o): o.add_marker(pytest.mark.xdist_group(SHARED[i]))
+    items.sort(key=lambda o: shared(o) or [len(SHARED)])
 
 @pytest.fixture(autouse=True)
 def errors_of_rules(monkeypatch):

@@ -198,7 +198,8 @@ def test_average_over_the_channels():
     lambda a,b: torch.cat([a, b], 1), lambda a,b: torch.cat([a, b], 2), lambda a,b: a+b,
     lambda a,b: torch.add(a, b, alpha=2), lambda a,b: a-b, lambda a,b: torch.sub(a, b, alpha=-3),
     lambda a,b: torch.rsub(a, b), lambda a,b: a[:1]+b, lambda a,b: a+b[:,:,:1,:1], lambda a,b: a+a+b,
-    lambda a,b: a.add_(b), lambda a,b: a.sub_(b, alpha=2), lambda a,b: torch.cat([a, b, a], 2), lambda a,b: torch.stack([a, b], 2).flatten(2,3)])
+    lambda a,b: a.add_(b), lambda a,b: a.sub_(b, alpha=2), lambda a,b: torch.cat([a, b, a], 2),
+    lambda a,b: torch.stack([a, b], 2).flatten(2,3)])
 def test_joined(join):
     sizes = dict(bn=nn.BatchNorm2d(8 if join(images, images).shape[1]==8 else 4))
     folds(Net(lambda s,x: s.bn(join(s.a(x), s.b(x))), a=conv(), b=conv(bias=False), **sizes), images)
@@ -746,7 +747,7 @@ def test_writer(name, place):
         else: writers[name](v)
     if (name, place)==('vmap', input_written_after): pytest.skip('seen by verification only: see test_out_of_sight')
     is_seen = place is written_between and name in ('iadd', 'script', 'function') # arithmetic, that the layer can take
-    is_harmless = place is written_after and name not in ('numpy', 'storage', 'set_', 'script_if') # which aren't followed
+    is_harmless = place is written_after and name not in ('numpy', 'storage', 'set_', 'script_if') # not followed
     (folds if is_seen or is_harmless else keeps)(pair(lambda s,x: place(s, x, wrote)), x)
 
 compiled = torch.jit.CompilationUnit('''

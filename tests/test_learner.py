@@ -244,7 +244,9 @@ def test_failed_fold_costs_nothing(tmp_path):
         def spoil(cb):
             if cbs: cbs[0].fold_xb,cbs[0].fold_others = (torch.zeros(2,5),),{}
         for _ in range(2):
-            with warnings.catch_warnings(record=True) as ws: learn.fit(1, cbs=Callback(after_fit=spoil))
+            with warnings.catch_warnings(record=True) as ws:
+                warnings.simplefilter('always')
+                learn.fit(1, cbs=Callback(after_fit=spoil))
             if cbs: assert any('the model is trained, but was not folded: ' in str(o.message) for o in ws)
         assert not learn.is_folded
         ends.append(state(learn))

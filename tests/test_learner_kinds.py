@@ -77,8 +77,8 @@ def plain(arch, **kwargs):
 
 alone = 'the example batch never runs it'
 # a U-Net keeps what it concatenates later
-hooked = "its input can't change: a hook on '.*' sees it, and its output goes into ReLU in '.*'"
-between = "its input is made by ReLU in '.*', and its output goes into ReLU in '.*'"
+hooked = "its input can't change: a hook on '.*' sees it, and its output goes into relu in '.*'"
+between = "its input is made by relu in '.*', and its output goes into relu in '.*'"
 kinds = { # what makes it, number of norms, reasons of those left
     'vision': (vision(resnet18), 22, []), 'vision-mobilenet': (vision(mobilenet_v3_small), 36, []),
     'vision-xresnet': (vision(xresnet18), 24, []), 'vision-timm': (vision('mobilenetv3_small_050'), 36, []),

@@ -326,7 +326,7 @@ def shortened(nb, name, is_recorded):
     code = [c for c in nb['cells'] if c['cell_type']=='code']
     first = dict(cell_type='code', id='before', metadata={}, source=before[name], outputs=[], execution_count=None)
     wanted = [{**c, 'outputs':[]} for c in code if is_recorded(c)]
-    defined = [c for c in code if ''.join(c['source']).startswith(('import ', 'def ', 'networks ='))]
+    defined = [c for c in code if ''.join(c['source']).startswith(('import ', 'def ', 'torch.set_num_threads'))]
     return dict(nb, cells=[*(defined if name=='benchmarks' else []), first, *wanted])
 
 @pytest.mark.parametrize('name', before)

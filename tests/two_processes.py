@@ -80,7 +80,7 @@ def fit(n=1, cbs=(), **options):
     return learn
 
 def spoil(learn):
-    if rank_distrib(): learn.model[1].running_var.fill_(float('nan'))
+    if rank_distrib(): learn.fold_callback.fold_xb,learn.fold_callback.fold_others = (torch.zeros(2, 5),),{}
 def hook(learn):
     if rank_distrib(): learn.model[3].register_forward_hook(noop_hook)
 def noop_hook(*args): pass
