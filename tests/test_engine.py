@@ -2,8 +2,10 @@
 ever folded wrongly or might be. Verification is off, unless it is what is tested, so that the plan alone has to be
 right; everything is in float64, to 1e-9"""
 import pickle, subprocess, sys, warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from copy import deepcopy
+from threading import Thread
 import numpy as np, pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -818,6 +820,27 @@ def test_straight_scripted_module():
 def test_compiled_convolution():
     more = dict(w=nn.Parameter(torch.randn(4, 4, 3, 3)), b=nn.Parameter(torch.randn(4)))
     folds(Net(lambda s,x: s.bn(straight.conv(x, s.w, s.b)), bn=nn.BatchNorm2d(4), **more), images)
+pool = ThreadPoolExecutor(1)
+class Threaded(Thread):
+    def __init__(self, f): super().__init__(target=lambda: setattr(self, 'out', f()))
+    def result(self): self.start(); self.join(); return self.out
+def threads_layer(s, x, run): return s.bn(s.conv(x)) + run(lambda: s.conv(x))
+def threads_question(s, x, run):
+    y = s.conv(x)
+    return s.bn(y*2 if run(lambda: len(y))>7 else y)
+def threads_reader(s, x, run):
+    y = s.conv(x)
+    return s.bn(y) + run(lambda: y*2)
+def threads_writer(s, x, run):
+    y = s.conv(x)
+    run(lambda: y.mul_(2))
+    return s.bn(y)
+@pytest.mark.parametrize('what', [threads_layer, threads_question, threads_reader, threads_writer])
+@pytest.mark.parametrize('run', [lambda f: pool.submit(f).result(), lambda f: Threaded(f).result()],
+    ids=['pool', 'thread'])
+def test_another_thread(what, run):
+    "can do anything with what the model has"
+    keeps(pair(lambda s,x: what(s, x, run)), images, why='in another thread')
 def test_compiled_activation():
     "a module of its own, which can do nothing with what lies before it"
     class Act(nn.Module):

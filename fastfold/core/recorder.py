@@ -7,10 +7,13 @@ __all__ = ['activations', 'func_name', 'is_straight', 'FunctionRecorder', 'Funct
            'own_tensors', 'is_plain', 'modules_in', 'ModuleRecorder', 'recorder', 'modules_watched']
 
 # %% ../../nbs/core/14_recorder.ipynb #4388ec74
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, ExitStack
 from functools import partial
 from inspect import Parameter
+from threading import Thread
 from typing import Any, Callable, Iterable, Iterator
+from unittest.mock import patch
 import numpy as np
 import torch
 from torch import nn, Tensor
@@ -355,9 +358,10 @@ def recorder() -> FunctionRecorder|None:
 # %% ../../nbs/core/14_recorder.ipynb #c3c9710d
 @contextmanager
 def modules_watched() -> Iterator[None]:
-    "Show calls of modules and of scripted functions, and attributes that modules are given, to the thread's recorder"
+    "Show what modes of PyTorch don't see to the thread's recorder: modules, their attributes, scripts and threads"
     call,give = nn.Module.__call__,nn.Module.__setattr__
     scripted:dict[Any,Callable] = {cls:cls.__call__ for cls in (ScriptFunction,ScriptMethod)}
+    hands_over:dict[type,Callable] = {Thread:Thread.start, ThreadPoolExecutor:ThreadPoolExecutor.submit}
     def watched_call(m, *args, **kwargs):
         rec = recorder()
         is_followed = isinstance(rec, ModuleRecorder) and not rec.op and not isinstance(m, ScriptModule)
@@ -372,10 +376,15 @@ def modules_watched() -> Iterator[None]:
         orig,rec = scripted[type(f)],recorder()
         if not rec or rec.op: return orig(f, *args, **kwargs)
         return rec.scripted_call(orig, f, args, kwargs)
-    try:
-        nn.Module.__call__,nn.Module.__setattr__ = watched_call,watched_give # type: ignore[method-assign]
-        for cls in scripted: cls.__call__ = watched_script
+    def watched_thread(cls):
+        def f(*args, **kwargs):
+            if rec := recorder(): rec.questions.wonder('threads', 'thread', None)
+            return hands_over[cls](*args, **kwargs)
+        return f
+    with ExitStack() as patches:
+        def put(cls, name, f): patches.enter_context(patch.object(cls, name, f))
+        put(nn.Module, '__call__', watched_call)
+        put(nn.Module, '__setattr__', watched_give)
+        for cls in scripted: put(cls, '__call__', watched_script)
+        for cls,orig in hands_over.items(): put(cls, orig.__name__, watched_thread(cls))
         yield
-    finally:
-        nn.Module.__call__,nn.Module.__setattr__ = call,give # type: ignore[method-assign]
-        for cls,orig in scripted.items(): cls.__call__ = orig

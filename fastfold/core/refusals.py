@@ -129,6 +129,8 @@ REASONS = { # key -> what is said about it
         "remove the `try` from its forward"),
     'compiled': Text("what {who} does may depend on what compiled code asks about its input, which can't be heard",
         "call PyTorch's functions from Python there"),
+    'threads': Text("{who} computes something in another thread, which can't be followed",
+        "compute it in the thread that calls the model"),
     'order': Text("{op} depends on how its input lies in memory, which the norm puts in order",
         "use reshape in place of view"),
     'to_op': Text("its output goes into {op}",
