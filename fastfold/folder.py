@@ -232,6 +232,7 @@ def sound(plan:Plan, model:nn.Module) -> Iterator[None]: # model: the one of `pl
     bad = bad_tensors(plan)
     with sound_numbers(plan.model, bad), sound_numbers(model, bad): yield
 
+# %% ../nbs/01_folder.ipynb #1b5783ea
 def as_if_sound(plan:Plan, passes:list[Pass]) -> list[Pass]:
     "Return `passes` with what the original returns if all its norms have sound numbers"
     if not bad_tensors(plan): return passes

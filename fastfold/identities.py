@@ -8,7 +8,7 @@ __all__ = ['left_by', 'plain_sequences', 'drop_from_sequences', 'drop_from_graph
 # %% ../nbs/06_identities.ipynb #6d1d74ab
 from copy import deepcopy
 from torch import fx, nn
-from .core.recorder import is_hooked
+from .core.modules import is_hooked
 from .core.refusals import FoldError
 from .core.snapshot import Snapshot
 from .report.rows import FoldReport

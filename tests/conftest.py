@@ -17,6 +17,7 @@ FAST = {f'test_{o}' for o in 'house inputs messages operations ops rewritten'.sp
 # gpu must be there before PyTorch computes a gradient, and long groups at the end would leave a process alone
 SHARED = ['gpu', 'site', 'folder', 'wheel']
 
+@pytest.hookimpl(tryfirst=True) # before xdist looks at the groups
 def pytest_collection_modifyitems(items):
     def shared(o): return [i for i,name in enumerate(SHARED) if name in o.fixturenames]
     for o in items:

@@ -840,7 +840,7 @@ def threads_writer(s, x, run):
     ids=['pool', 'thread'])
 def test_another_thread(what, run):
     "can do anything with what the model has"
-    keeps(pair(lambda s,x: what(s, x, run)), images, why='in another thread')
+    keeps(pair(lambda s,x: what(s, x, run)), images, why='uses another thread')
 def test_compiled_activation():
     "a module of its own, which can do nothing with what lies before it"
     class Act(nn.Module):

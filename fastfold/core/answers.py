@@ -24,7 +24,7 @@ class Question:
     "Hold a question that a module asked about its input, and the answers"
     questions:Any=field(repr=False) # The `Questions` that it is one of
     where:str # Name of the module that asked
-    kind:str # 'asks', 'number', 'lost', 'option', 'instance', 'caught', 'compiled' or 'threads'
+    kind:str # 'asks', 'number', 'lost', 'option', 'instance', 'caught' or 'unheard'
     at:Any=field(default=None, repr=False) # When
     forced:dict[Any,Any]=field(default_factory=dict, repr=False) # Answers that led there
     batch:Any=field(default=None, repr=False) # And the batch

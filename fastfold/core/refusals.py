@@ -127,10 +127,8 @@ REASONS = { # key -> what is said about it
         "give an example with another, as in fold(model, xb, others=[(x2, [3])])"),
     'caught': Text("{who} catches errors, which another input may raise",
         "remove the `try` from its forward"),
-    'compiled': Text("what {who} does may depend on what compiled code asks about its input, which can't be heard",
-        "call PyTorch's functions from Python there"),
-    'threads': Text("{who} computes something in another thread, which can't be followed",
-        "compute it in the thread that calls the model"),
+    'unheard': Text("{who} uses {option}, which can't be followed",
+        "call PyTorch's functions there from Python, in the thread that calls the model"),
     'order': Text("{op} depends on how its input lies in memory, which the norm puts in order",
         "use reshape in place of view"),
     'to_op': Text("its output goes into {op}",
@@ -235,11 +233,6 @@ class Reason:
         return replace(self, fields={k:one(k, v) for k,v in self.fields.items()})
 
     @property
-    def is_bad_numbers(self) -> bool:
-        "Tell whether it is that the norm has NaN, infinite numbers or a negative variance"
-        return self.key in ('not_finite', 'half_stats')
-
-    @property
     def cause(self) -> 'Reason|None':
         "Return the reason that it fills in, where it has one to say what helps"
         return next((o for o in self.fields.values() if isinstance(o, Reason)), None)
@@ -259,6 +252,8 @@ class Reason:
         "Return the remedy as a sentence of its own"
         return self.cause.todo if self.cause else fill(self.text.todo, self.fields)
 
+    @property
+    def is_bad_numbers(self) -> bool: return self.key in ('not_finite', 'half_stats') # In the norm itself?
     def __str__(self) -> str: return self.told(str)
 
 # %% ../../nbs/core/00_refusals.ipynb #9dc50553

@@ -16,7 +16,7 @@ from torch import fx, nn
 from ..core.ops import HANDS_ON, OPS
 from ..core.record import Op, Record, Value
 from ..core.passes import Recorder
-from ..core.recorder import is_hooked, is_torch_own
+from ..core.modules import is_hooked, is_torch_own
 from ..core.refusals import CannotFold
 from .obstacles import CannotMerge
 from .regions import Finder, Region

@@ -22,7 +22,7 @@ from ..core.rules import find
 from ..core.example import Tracer
 from ..core.numbers import FromInput
 from ..core.record import Record, Value
-from ..core.recorder import is_torch_own
+from ..core.modules import is_torch_own
 from ..core.refusals import Refused, short_message
 from ..core.source import takes_any_number
 from .forwards import asks_for_types, looks_for_options, only_calls_super, own_calls, wrapped_in
