@@ -1,5 +1,5 @@
 """What all tests share: a copy of the checkout for those that run tools in it, so that the checkout itself stays as it
-is, and which tests are fast or stay together"""
+is, and which tests are fast or come first"""
 import os,shutil
 from pathlib import Path
 import pytest
@@ -13,17 +13,14 @@ if home := os.environ.get('FASTAI_HOME'): os.environ['FASTAI_HOME'] = str(Path(h
 # `pytest -m fast` runs these: the layout, the engine on networks of every kind, and what learners may not change
 FAST = {f'test_{o}' for o in 'house inputs messages operations ops rewritten'.split()}
 
-# fixtures that take long: the tests that share one run in one process, so that it is made once. They come first: the
-# gpu must be there before PyTorch computes a gradient, and long groups at the end would leave a process alone
-SHARED = ['gpu', 'site', 'folder', 'wheel']
+# The tests of a file share one process, so that what takes long to make is made once. These files come first: the second
+# device must be there before PyTorch computes a gradient, and a long file at the end would leave the other process idle
+FIRST = [f'test_{o}' for o in 'second_device docs notebooks engine merge no_harm deployment cli operations inputs'.split()]
 
-@pytest.hookimpl(tryfirst=True) # before xdist looks at the groups
 def pytest_collection_modifyitems(items):
-    def shared(o): return [i for i,name in enumerate(SHARED) if name in o.fixturenames]
     for o in items:
         if o.path.stem in FAST: o.add_marker('fast')
-        for i in shared(o): o.add_marker(pytest.mark.xdist_group(SHARED[i]))
-    items.sort(key=lambda o: shared(o) or [len(SHARED)])
+    items.sort(key=lambda o: FIRST.index(o.path.stem) if o.path.stem in FIRST else len(FIRST))
 
 @pytest.fixture(autouse=True)
 def errors_of_rules(monkeypatch):

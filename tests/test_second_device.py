@@ -32,15 +32,16 @@ def why_not():
     if not (Path(sysconfig.get_path('include'))/'Python.h').exists(): return 'there is no Python.h'
     return ''
 
-@pytest.fixture(scope='session', autouse=True)
+@pytest.fixture(scope='module', autouse=True)
 def gpu(tmp_path_factory):
-    "The device, built once"
+    "The device, built once, and there for these tests only"
     if why := why_not(): pytest.skip(why)
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv('TORCH_EXTENSIONS_DIR', str(tmp_path_factory.mktemp('extensions')))
         try: import second_device # noqa: F401
         except (RuntimeError, OSError) as e: pytest.skip(f"it can't be built with torch {torch.__version__}: {e}")
         yield torch.device('gpu:0')
+        torch.gpu.is_available = lambda: False # else DataParallel uses it in other tests
 
 def copied(model):
     "A copy of a model on the device. `to` cuts the ties of parameters where PyTorch doesn't know the device"
