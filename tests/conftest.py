@@ -13,9 +13,11 @@ if home := os.environ.get('FASTAI_HOME'): os.environ['FASTAI_HOME'] = str(Path(h
 # `pytest -m fast` runs these: the layout, the engine on networks of every kind, and what learners may not change
 FAST = {f'test_{o}' for o in 'house inputs messages operations ops rewritten'.split()}
 
-# The tests of a file share one process, so that what takes long to make is made once. These files come first: the second
-# device must be there before PyTorch computes a gradient, and a long file at the end would leave the other process idle
-FIRST = [f'test_{o}' for o in 'second_device docs notebooks engine merge no_harm deployment cli operations inputs'.split()]
+# The tests of a file share one process, so that what takes long to make is made once. These files come first: the
+# second device must be there before PyTorch computes a gradient, and a long file at the end would leave the other
+# process idle
+FIRST = [f'test_{o}' for o in
+    'second_device docs notebooks engine merge no_harm deployment cli operations inputs'.split()]
 
 def pytest_collection_modifyitems(items):
     for o in items:
