@@ -30,7 +30,8 @@ def html_links(
 ) -> str: # the same, with each link to a notebook here turned into one to its page
     "Pages lie side by side in _docs, whether a link was written in the top directory or in nbs/"
     src = re.sub(r'\]\((?:[\w.]+/)*([\w.]+\.ipynb)', lambda m: f'](./{nbpath2html(m[1]).name}', src)
-    return re.sub(r'\[\w+\]\((nbs|\w+\.md)\)', r'`\1`', src) # these have no page
+    src = re.sub(r'\]\(#(\w)', lambda m: f'](#{m[1].upper()}', src) # headings keep their capital here, not on GitHub
+    return re.sub(r'\[([^\]]+)\]\((?:nbs|[\w/]+\.md)\)', r'`\1`', src) # what is no notebook has no page
 
 def documented(
     nb, # notebook as nbdev processed it

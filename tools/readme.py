@@ -51,9 +51,7 @@ def nb2md(
 ) -> str: # the whole of README.md
     "Markdown for the notebook `fn`. Its links are relative to the top directory, until there is a public address"
     title,*blocks = [b for c in read_nb(fn).cells for b in cell2md(c) if b]
-    md = '\n\n'.join([title, warning, *blocks]) + '\n'
-    md = re.sub(r'\]\(#.+?\)', lambda m: m[0].lower(), md) # GitHub writes the anchors of headings like that
-    return absolute(md, address())
+    return absolute('\n\n'.join([title, warning, *blocks]) + '\n', address())
 
 @call_parse
 def main():

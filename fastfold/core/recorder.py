@@ -7,12 +7,11 @@ __all__ = ['func_name', 'FunctionRecorder', 'Functions', 'Dispatched', 'ModuleRe
 
 # %% ../../nbs/core/15_recorder.ipynb #4388ec74
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, ExitStack
+from contextlib import contextmanager
 from functools import partial
 from inspect import Parameter
 from threading import Thread
 from typing import Any, Callable, Iterable, Iterator
-from unittest.mock import patch
 import numpy as np
 import torch
 from torch import nn, Tensor
@@ -306,8 +305,6 @@ def recorder() -> FunctionRecorder|None:
 def modules_watched() -> Iterator[None]:
     "Show what modes of PyTorch don't see to the thread's recorder: modules, their attributes, scripts and threads"
     call,give = nn.Module.__call__,nn.Module.__setattr__
-    scripted:dict[Any,Callable] = {cls:cls.__call__ for cls in (ScriptFunction,ScriptMethod)}
-    hands_over:dict[type,Callable] = {Thread:Thread.start, ThreadPoolExecutor:ThreadPoolExecutor.submit}
     def watched_call(m, *args, **kwargs):
         rec = recorder()
         is_followed = isinstance(rec, ModuleRecorder) and not rec.op and not isinstance(m, ScriptModule)
@@ -319,18 +316,22 @@ def modules_watched() -> Iterator[None]:
         if rec and not isinstance(v, Tensor): rec.record.sets.add((rec.where, k))
         give(m, k, v)
     def watched_script(f, *args, **kwargs):
-        orig,rec = scripted[type(f)],recorder()
+        orig,rec = before[type(f),'__call__'],recorder()
         if not rec or rec.op: return orig(f, *args, **kwargs)
         return rec.scripted_call(orig, f, args, kwargs)
-    def watched_thread(cls):
+    def watched_thread(orig):
         def f(*args, **kwargs):
             if rec := recorder(): rec.questions.wonder('unheard', 'another thread', None)
-            return hands_over[cls](*args, **kwargs)
+            return orig(*args, **kwargs)
         return f
-    with ExitStack() as patches:
-        def put(cls, name, f): patches.enter_context(patch.object(cls, name, f))
-        put(nn.Module, '__call__', watched_call)
-        put(nn.Module, '__setattr__', watched_give)
-        for cls in scripted: put(cls, '__call__', watched_script)
-        for cls,orig in hands_over.items(): put(cls, orig.__name__, watched_thread(cls))
+    watched:dict[tuple[Any,str],Callable] = {
+        (nn.Module,'__call__'): watched_call, (nn.Module,'__setattr__'): watched_give,
+        (ScriptFunction,'__call__'): watched_script, (ScriptMethod,'__call__'): watched_script,
+        (Thread,'start'): watched_thread(Thread.start),
+        (ThreadPoolExecutor,'submit'): watched_thread(ThreadPoolExecutor.submit)}
+    before = {(cls,name): getattr(cls, name) for cls,name in watched}
+    try:
+        for (cls,name),f in watched.items(): setattr(cls, name, f)
         yield
+    finally: # even if an interrupt came between two of them
+        for (cls,name),f in before.items(): setattr(cls, name, f)
