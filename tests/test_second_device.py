@@ -279,7 +279,7 @@ def test_demo(gpu, monkeypatch, tmp_path, capsys):
     from fastfold.lab import comparison, pets
     def no_network(url): raise URLError(OSError(-2, 'Name or service not known'))
     monkeypatch.setattr(pets, 'untar_data', no_network)
-    monkeypatch.setattr(pets, 'draw_pets', partial(pets.draw_pets, n=24))
+    monkeypatch.setattr(pets, 'N_DRAWN', 24)
     monkeypatch.setattr(comparison, 'compare', partial(comparison.compare, rounds=1, min_time=1e-4, batch_sizes=(1,)))
     monkeypatch.chdir(tmp_path)
     assert main('demo --epochs 1 --size 32 --bs 8 --device gpu:0 --out out'.split())==0
