@@ -46,10 +46,20 @@ def tensors(model, *xb):
     with torch.no_grad(): out = deepcopy(model(*deepcopy(xb)))
     return list(out.values()) if isinstance(out, dict) else list(out) if isinstance(out, (tuple, list)) else [out]
 
+def other_inputs(model, x):
+    "Those like `x` that `model` takes too: other values, numbers of items and sizes"
+    n,*rest = x.shape
+    others = [x*1e3, batch(n+5, *rest, seed=1), batch(n, *rest[:1], *(2*s+1 for s in rest[1:]), seed=2)]
+    for o in others:
+        try: tensors(model, o)
+        except Exception: continue # it asks for the shape of the example
+        yield (o,)
+
 def fold(model, *xb, others=(), inplace=False, **options):
-    "Fold `model`, made live, and see that it computes the same; returns the report"
+    "Fold `model`, made live, and see that it computes the same, also on other inputs; returns the report"
     live(model)
-    sets = [xb, *others]
+    is_one = len(xb)==1 and isinstance(xb[0], torch.Tensor) and xb[0].is_floating_point() and xb[0].dim()>0
+    sets = [xb, *others, *(other_inputs(model, xb[0]) if is_one else ())]
     want = [tensors(model, *o) for o in sets]
     folder = BN_Folder(**dict(verify=False) | options)
     folded = folder.fold(model, *xb, inplace=inplace)
