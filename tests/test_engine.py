@@ -1330,7 +1330,7 @@ assert torch.equal(model(x), want) and torch.equal(torch.load('saved.pt', weight
 def test_imports_without_fastai(root):
     in_process("import sys, fastfold.folder; assert 'fastai' not in sys.modules", cwd=root)
 
-@settings(max_examples=200, derandomize=True, deadline=None, database=None)
+@settings(max_examples=300, derandomize=True, deadline=None, database=None)
 @given(nets())
 def test_random_net(net): check(net)
 

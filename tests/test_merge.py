@@ -890,6 +890,6 @@ def test_again():
     again = folder.fold(folded, images)
     assert not folder.report.sums and difference(tensors(folded, images), tensors(again, images))==0
 
-@settings(max_examples=25, derandomize=True, deadline=None, database=None)
+@settings(max_examples=40, derandomize=True, deadline=None, database=None)
 @given(nets(sums=True))
 def test_random_sum(net): check(net, merge=True)
