@@ -21,6 +21,7 @@ from fastfold.core.ops import common_name
 from fastfold.core.passes import in_float64
 from fastfold.core.refusals import FoldError
 from fastfold.folder import BN_Folder
+from fastfold.lab.asking import misfits
 from random_nets import batch, check, difference, live, nets
 
 warnings.filterwarnings('ignore', message='.*weight_norm.* is deprecated')
@@ -46,24 +47,27 @@ def tensors(model, *xb):
     with torch.no_grad(): out = deepcopy(model(*deepcopy(xb)))
     return list(out.values()) if isinstance(out, dict) else list(out) if isinstance(out, (tuple, list)) else [out]
 
-def other_inputs(model, x):
-    "Those like `x` that `model` takes too: other values, numbers of items and sizes"
-    n,*rest = x.shape
-    others = [x*1e3, batch(n+5, *rest, seed=1), batch(n, *rest[:1], *(2*s+1 for s in rest[1:]), seed=2)]
-    for o in others:
-        try: tensors(model, o)
-        except Exception: continue # it asks for the shape of the example
-        yield (o,)
+def other_inputs(*xb):
+    "Those like `xb` with other values, another number of items and other sizes, if `xb` is one batch of numbers"
+    if len(xb)>1 or not isinstance(xb[0], torch.Tensor) or not xb[0].is_floating_point() or not xb[0].dim(): return []
+    n,*channels = xb[0].shape[:2]
+    sizes = xb[0].shape[2:]
+    larger = batch(n, *channels, *(2*s+1 for s in sizes), seed=2)
+    return [(xb[0]*1e3,), (batch(n+5, *channels, *sizes, seed=1),), (larger,)]
+
+def taken(model, xb):
+    "What `model` returns for `xb`, None if it doesn't take that"
+    try: return tensors(model, *xb)
+    except misfits: return None
 
 def fold(model, *xb, others=(), inplace=False, **options):
     "Fold `model`, made live, and see that it computes the same, also on other inputs; returns the report"
     live(model)
-    is_one = len(xb)==1 and isinstance(xb[0], torch.Tensor) and xb[0].is_floating_point() and xb[0].dim()>0
-    sets = [xb, *others, *(other_inputs(model, xb[0]) if is_one else ())]
-    want = [tensors(model, *o) for o in sets]
+    want = [(o, tensors(model, *o)) for o in [xb, *others]]
+    want += [(o, w) for o in other_inputs(*xb) if (w := taken(model, o)) is not None]
     folder = BN_Folder(**dict(verify=False) | options)
     folded = folder.fold(model, *xb, inplace=inplace)
-    for o,w in zip(sets, want): assert difference(w, tensors(folded, *o))<1e-9, str(folder.report)
+    for o,w in want: assert difference(w, tensors(folded, *o))<1e-9, str(folder.report)
     return folder.report
 
 def folds(model, *xb, n=1, **kwargs):
