@@ -1,7 +1,10 @@
 """What all tests share: a copy of the checkout for those that run tools in it, so that the checkout itself stays as it
 is, and which tests are fast or come first"""
 import os,shutil
+from functools import partial
 from pathlib import Path
+from socket import gaierror
+from urllib.error import URLError
 import pytest
 
 # several processes that use all cores each would get in each other's way; PyTorch is not imported yet
@@ -47,3 +50,16 @@ def copy_to(root):
             if (root/d).exists(): shutil.copytree(root/d, dest/d, symlinks=True, ignore=skip)
         return dest
     return _copy
+
+@pytest.fixture
+def small_demo(monkeypatch, tmp_path):
+    """A demo without photographs and network, on few drawings, with hardly any timing, in a directory of its own;
+    returns where the pictures come from"""
+    from fastfold.lab import comparison, pets
+    def no_network(url): raise URLError(gaierror(-2, 'Name or service not known'))
+    monkeypatch.setattr(pets, 'untar_data', no_network)
+    monkeypatch.setattr(pets, 'local_pets', lambda: None)
+    monkeypatch.setattr(pets, 'N_DRAWN', 24)
+    monkeypatch.setattr(comparison, 'compare', partial(comparison.compare, rounds=1, min_time=1e-4, batch_sizes=(1,)))
+    monkeypatch.chdir(tmp_path)
+    return pets

@@ -1,10 +1,7 @@
 """The command line as a whole: exit codes, messages, the files it leaves, and that these need no fastfold. Notebooks
 can't show a process end"""
 import json,os,re,shutil,subprocess,sys,warnings
-from functools import partial
 from pathlib import Path
-from socket import gaierror
-from urllib.error import URLError
 import cloudpickle, pandas as pd, pytest, torch
 from torch import nn
 with warnings.catch_warnings():
@@ -17,18 +14,6 @@ from fastfold.cli import main
 def run(*args, **kwargs):
     "Run Python in a process of its own"
     return subprocess.run([sys.executable, *args], text=True, capture_output=True, **kwargs)
-
-@pytest.fixture
-def small(monkeypatch, tmp_path):
-    "A demo without photographs and network, on few drawings, with hardly any timing, in a directory of its own"
-    from fastfold.lab import comparison, pets
-    def no_network(url): raise URLError(gaierror(-2, 'Name or service not known'))
-    monkeypatch.setattr(pets, 'untar_data', no_network)
-    monkeypatch.setattr(pets, 'local_pets', lambda: None)
-    monkeypatch.setattr(pets, 'N_DRAWN', 24)
-    monkeypatch.setattr(comparison, 'compare', partial(comparison.compare, rounds=1, min_time=1e-4, batch_sizes=(1,)))
-    monkeypatch.chdir(tmp_path)
-    return pets
 
 def test_help(capsys):
     for args,shown in ((['--help'], 'demo'), (['demo','--help'], '--epochs'), (['zoo','--help'], '--peers'),
@@ -60,7 +45,7 @@ def test_usage(args, says, capsys):
     (['--arch','vgg11_bn','--size','16'], "'vgg11_bn' can't take pictures of 16 pixels"),
     (['--device','abacus'], "device 'abacus'"),
     (['--device','cuda:99'], "device 'cuda:99'"), (['--arch','resnet81'], "no architecture 'resnet81': try resnet")])
-def test_options(args, says, small, capsys, tmp_path):
+def test_options(args, says, small_demo, capsys, tmp_path):
     "What isn't possible is said in one line, before anything is done"
     assert main(['demo', *args])==2
     out,err = capsys.readouterr()
@@ -81,7 +66,7 @@ finally: print(code, sorted({'torch','fastai'} & set(sys.modules)))"""
     assert before==(['Loading PyTorch and fastai ...'] if loaded else []) and last.startswith('fastfold demo: ')
     assert [o.name for o in tmp_path.iterdir()]==['file']
 
-def test_small_disk(small, monkeypatch, capsys, tmp_path):
+def test_small_disk(small_demo, monkeypatch, capsys, tmp_path):
     "The weights of a network must fit on the disk, which is found out before training"
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=1_000_000))
@@ -90,7 +75,7 @@ def test_small_disk(small, monkeypatch, capsys, tmp_path):
     assert ': 1 MB are left and 49 MB are needed; make room, or' in err and err.count('\n')==1
     assert not out and not any(tmp_path.iterdir())
 
-def test_unwritable(small, tmp_path, capsys):
+def test_unwritable(small_demo, tmp_path, capsys):
     (tmp_path/'file').touch()
     for out in 'file','file/below':
         assert main(['demo','--out',out])==1
@@ -101,7 +86,7 @@ def test_unwritable(small, tmp_path, capsys):
     (OSError(28, 'No space left on device'), 1, 'No space left on device'),
     (RuntimeError('CUDA out of memory.\nTry less'), 1, 'CUDA out of memory.'),
     (KeyboardInterrupt(), 130, 'interrupted')])
-def test_failure(error, code, says, small, monkeypatch, capsys, tmp_path):
+def test_failure(error, code, says, small_demo, monkeypatch, capsys, tmp_path):
     def fail(*args): raise error
     monkeypatch.setattr('fastfold.lab.demo.pets_learner', fail)
     assert main(['demo'])==code
@@ -117,7 +102,7 @@ full = OSError(28, 'No space left on device')
     ('pathlib.Path.write_bytes', set(), full, 1, full.strerror),
     ('torch.save', {'report.html','report.png'}, full, 1, full.strerror),
     ('pathlib.Path.write_bytes', set(), KeyboardInterrupt(), 130, 'interrupted')], ids=['full','later','interrupted'])
-def test_not_saved(where, left, error, code, says, small, monkeypatch, capsys, tmp_path):
+def test_not_saved(where, left, error, code, says, small_demo, monkeypatch, capsys, tmp_path):
     "What can't be saved is on the screen already, and leaves no half of a file and no empty directory"
     write = Path.write_bytes
     def fail(what, *args, **kwargs):
@@ -130,23 +115,23 @@ def test_not_saved(where, left, error, code, says, small, monkeypatch, capsys, t
     assert err.startswith('fastfold demo: ') and says in err and err.count('\n')==1
     assert {o.name for o in tmp_path.rglob('*') if o.is_file()}==left and (tmp_path/'o').exists()==bool(left)
 
-def test_half_download(small, monkeypatch, tmp_path, capsys):
+def test_half_download(small_demo, monkeypatch, tmp_path, capsys):
     "An interrupted download leaves nothing that looks like the start of one"
     part = tmp_path/'oxford-iiit-pet.tgz.part'
     def broken(url):
         part.touch()
         raise TimeoutError('timed out')
-    monkeypatch.setattr(small, 'untar_data', broken)
-    monkeypatch.setattr(small.URLs, 'path', lambda url: tmp_path/'oxford-iiit-pet.tgz')
-    with small.pets(download=True) as path: names = [o.name for o in (path/'images').iterdir()]
+    monkeypatch.setattr(small_demo, 'untar_data', broken)
+    monkeypatch.setattr(small_demo.URLs, 'path', lambda url: tmp_path/'oxford-iiit-pet.tgz')
+    with small_demo.pets(download=True) as path: names = [o.name for o in (path/'images').iterdir()]
     assert not part.exists() and len(names)==24 and not path.exists()
     assert capsys.readouterr().out.splitlines()==['Downloading Oxford-IIIT Pets (about 812 MB)',
         "Couldn't download Oxford-IIIT Pets (timed out): using 24 drawn pictures"]
 
-def test_empty_download(small, monkeypatch, tmp_path):
+def test_empty_download(small_demo, monkeypatch, tmp_path):
     (tmp_path/'images').mkdir()
-    monkeypatch.setattr(small, 'untar_data', lambda url: tmp_path)
-    with small.pets(download=True) as path: assert path!=tmp_path
+    monkeypatch.setattr(small_demo, 'untar_data', lambda url: tmp_path)
+    with small_demo.pets(download=True) as path: assert path!=tmp_path
 
 @pytest.fixture
 def fastai_home(tmp_path, monkeypatch):
@@ -169,10 +154,10 @@ def test_local_pets(fastai_home):
     (images/'Bengal_1.jpg').touch()
     assert local_pets()==images.parent
 
-def test_drawn_alike(small, tmp_path):
+def test_drawn_alike(small_demo, tmp_path):
     "The same seed draws the same pictures, another one others"
     def drawn(name, seed):
-        return {o.name: o.read_bytes() for o in (small.draw_pets(tmp_path/name, seed=seed)/'images').iterdir()}
+        return {o.name: o.read_bytes() for o in (small_demo.draw_pets(tmp_path/name, seed=seed)/'images').iterdir()}
     a,b,c = drawn('a', 0),drawn('b', 0),drawn('c', 1)
     assert a==b and a.keys()==c.keys() and a!=c
 
@@ -188,7 +173,7 @@ learn = load_learner(sys.argv[1])
 with learn.no_bar(): print(learn.predict(PILImage.create(np.zeros((40,50,3), dtype=np.uint8)))[0])
 '''
 
-def test_demo(small, tmp_path, capsys):
+def test_demo(small_demo, tmp_path, capsys):
     assert main(short)==0
     out,err = capsys.readouterr()
     first,*_,last = out.splitlines()
@@ -200,7 +185,7 @@ def test_demo(small, tmp_path, capsys):
     res = run('-c', load, 'o/p/folded.pkl', cwd=tmp_path)
     assert res.stdout in ('cat\n','dog\n'), res.stderr
 
-def test_demo_page(small, tmp_path, capsys):
+def test_demo_page(small_demo, tmp_path, capsys):
     "The page stands alone, shows pictures with a description each, and all predictions on the diagonal"
     assert main([*short, '--pets'])==0
     assert "Couldn't download Oxford-IIIT Pets (no network): using 24 drawn pictures" in capsys.readouterr().out

@@ -5,7 +5,6 @@ import importlib.util, json, os, shutil, sysconfig, warnings, zlib
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from urllib.error import URLError
 import pytest, torch, torchvision
 from torch import nn, Tensor
 from torch.utils._pytree import tree_leaves, tree_map
@@ -273,15 +272,9 @@ def test_fold_bench(on_gpu):
     res = learn.fold_bench(batch_sizes=(2,), rounds=1, min_time=0.)
     assert res.setting.startswith('gpu') and all(o.ms>0 for o in res.rows)
 
-def test_demo(gpu, monkeypatch, tmp_path, capsys):
+def test_demo(gpu, small_demo, capsys):
     "The command as a user gives it; what it writes loads on the CPU"
     from fastfold.cli import main
-    from fastfold.lab import comparison, pets
-    def no_network(url): raise URLError(OSError(-2, 'Name or service not known'))
-    monkeypatch.setattr(pets, 'untar_data', no_network)
-    monkeypatch.setattr(pets, 'N_DRAWN', 24)
-    monkeypatch.setattr(comparison, 'compare', partial(comparison.compare, rounds=1, min_time=1e-4, batch_sizes=(1,)))
-    monkeypatch.chdir(tmp_path)
     assert main('demo --epochs 1 --size 32 --bs 8 --device gpu:0 --out out'.split())==0
     out,err = capsys.readouterr()
     assert '22 of 22 norms folded' in out and 'gpu:0' in out and not err
